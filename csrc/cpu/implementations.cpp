@@ -1,0 +1,49 @@
+#include "cpu/implementations.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "attention/reference.h"
+#include "cpu/isa.h"
+#ifdef TORCH_EXT_HAVE_X86
+#include "cpu/kernels/entry_points.h"
+#endif
+
+namespace torch_ext::cpu {
+namespace {
+
+const Implementation kImplementations[] = {
+#ifdef TORCH_EXT_HAVE_X86
+    {"avx512", has_avx512, avx512::forward, avx512::backward},
+    {"avx2", has_avx2, avx2::forward, avx2::backward},
+#endif
+    {"reference", [] { return true; }, reference_forward, reference_backward},
+};
+
+const Implementation& choose() {
+  const char* wanted = std::getenv("TORCH_EXT_ISA");
+  std::string supported;
+  for (const Implementation& implementation : kImplementations) {
+    if (!implementation.is_supported()) continue;
+    if (!wanted || !*wanted || std::strcmp(wanted, implementation.name) == 0) return implementation;
+    supported += std::string(supported.empty() ? "" : ", ") + implementation.name;
+  }
+  throw std::runtime_error("torch_ext: expected TORCH_EXT_ISA to be one of " + supported +
+                           " on this processor, but got '" + wanted + "'");
+}
+
+}  // namespace
+
+const Implementation* implementations(int* count) {
+  *count = sizeof(kImplementations) / sizeof(kImplementations[0]);
+  return kImplementations;
+}
+
+const Implementation& implementation() {
+  static const Implementation& chosen = choose();
+  return chosen;
+}
+
+}  // namespace torch_ext::cpu

@@ -1,0 +1,330 @@
+// (do, dlse, q, k, v, o, lse) -> (dq, dk, dv, dbias), five products a tile.
+//
+// Task: one cell of backward_plan.h. Loop: query heads of the group, tiles of queries, tiles of keys. For a tile
+//   s^T = k q^T,  p = exp((c s + b - lse) - residual),  dp^T = v do^T,  ds = p (dp - delta)
+//   dv += p^T do,  dk += ds^T q,  dq += ds k,  dbias += ds
+// with delta = rowsum(do o) - dlse. c is multiplied into dq and dk when they are written.
+// Reads every operand in tiles; keeps dk and dv of the cell and dq of the tile in scratch.
+#include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/bias_gradient.h"
+#include "cpu/kernels/entry_points.h"
+#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tiles.h"
+#include "cpu/parallel.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+struct BackwardScratch {
+  int64_t width;
+  T *q, *q_transposed;    // (width, head_columns), (D, width)
+  T *dO, *dO_transposed;  // (width, value_columns), (E, width)
+  T *lse, *residual, *delta;  // (width)
+  T *k, *v;                   // (key chunk, …_columns), where they cannot be read in place: converted once a cell
+  T* p;                       // (keys, width): s, then p
+  T* ds;                      // (keys, width): dp, then ds
+  T* additive;                // (keys, width)
+  T* spare;                   // for any one tile
+  T* dq;                      // (width, head_columns), of one tile of queries
+  T *dk, *dv;                 // (key chunk, head_columns), (key chunk, value_columns)
+  int64_t bytes;
+
+  TORCH_EXT_INLINE BackwardScratch(const Problem& p_, const BackwardPlan<T>& plan, void* memory) {
+    Scratch scratch(memory);
+    width = round_up(smaller(p_.query_length, kTileQueries), Vec<T>::kSize);
+    const int64_t keys = smaller(p_.key_length, kTileKeys);
+    const int64_t chunk = smaller(p_.key_length, plan.keys.size);
+    q = scratch.take<T>(width * plan.head_columns);
+    q_transposed = scratch.take<T>(width * p_.head_size);
+    dO = scratch.take<T>(width * plan.value_columns);
+    dO_transposed = scratch.take<T>(width * p_.value_head_size);
+    lse = scratch.take<T>(width);
+    residual = scratch.take<T>(width);
+    delta = scratch.take<T>(width);
+    k = scratch.take<T>(chunk * plan.head_columns);
+    v = scratch.take<T>(chunk * plan.value_columns);
+    p = scratch.take<T>(keys * width);
+    ds = scratch.take<T>(keys * width);
+    additive = scratch.take<T>(keys * width);
+    spare = scratch.take<T>(larger(kTileKeys, width) * larger(width, larger(plan.head_columns, plan.value_columns)));
+    dq = scratch.take<T>(width * plan.head_columns);
+    dk = scratch.take<T>(chunk * plan.head_columns);
+    dv = scratch.take<T>(chunk * plan.value_columns);
+    bytes = scratch.used();
+  }
+};
+
+template <class T>
+void fill_zero(T* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = 0;
+}
+
+// One cell of one key head.
+template <class T>
+class BackwardTask {
+ public:
+  BackwardTask(const BackwardProblem& problem, const BackwardPlan<T>& plan, BackwardPartials<T> partials, void* memory)
+      : problem_(problem), plan_(plan), partials_(partials), x_(problem, plan, memory) {}
+
+  void run(int64_t key_head, int64_t in_wave, int64_t key_chunk, int64_t query_chunk) {
+    in_wave_ = in_wave;
+    key_chunk_ = key_chunk;
+    key_begin_ = key_chunk * plan_.keys.size;
+    key_end_ = smaller(problem_.key_length, key_begin_ + plan_.keys.size);
+    const int64_t chunk = key_end_ - key_begin_;
+    fill_zero(x_.dk, chunk * plan_.head_columns);
+    fill_zero(x_.dv, chunk * plan_.value_columns);
+    const int64_t first = key_head * problem_.group;
+    k_ = rows_in_place_or_packed<T>(problem_.key, head_offset(problem_, problem_.key, first, problem_.group),
+                                    key_begin_, chunk, problem_.head_size, true, x_.k);
+    v_ = rows_in_place_or_packed<T>(problem_.value, head_offset(problem_, problem_.value, first, problem_.group),
+                                    key_begin_, chunk, problem_.value_head_size, false, x_.v);
+
+    const int64_t query_begin = query_chunk * plan_.queries.size;
+    const int64_t query_end = smaller(problem_.query_length, query_begin + plan_.queries.size);
+    for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
+      const int64_t head = first + in_group_;
+      if (plan_.bias == BiasGradient::kPrivate) {
+        dbias_ = partials_.bias(plan_, in_wave, in_group_, key_chunk * plan_.queries.count + query_chunk);
+        fill_zero(dbias_, plan_.bias_slice);
+      } else if (plan_.bias == BiasGradient::kDirect) {
+        dbias_ = static_cast<T*>(problem_.grad_bias.data) + head_offset(problem_, problem_.grad_bias, head);
+      }
+      for (int64_t query = query_begin; query < query_end; query += kTileQueries)
+        query_tile({head, query, smaller(kTileQueries, query_end - query), x_.width, 0, 0});
+    }
+    write_key_gradients(first, query_chunk, chunk);
+  }
+
+ private:
+  // All keys of the cell for one tile of queries.
+  void query_tile(TileRange t) {
+    const int64_t key_end = smaller(key_end_, visible_key_end(problem_, t.query + t.queries));
+    const bool sees_keys = key_end > key_begin_;
+    if (sees_keys) pack_queries(t);
+    fill_zero(x_.dq, t.queries * plan_.head_columns);
+    for (t.key = key_begin_; t.key < key_end; t.key += kTileKeys) {
+      t.keys = smaller(kTileKeys, key_end - t.key);
+      tile(t);
+    }
+    if (!problem_.grad_query) return;
+    if (plan_.dq_partial) {
+      T* out = partials_.dq(plan_, problem_, in_wave_, in_group_, key_chunk_) + t.query * plan_.head_columns;
+      __builtin_memcpy(out, x_.dq, static_cast<size_t>(t.queries * plan_.head_columns) * sizeof(T));
+    } else {
+      write_rows<T>(x_.dq, plan_.head_columns, t.queries, problem_.head_size, static_cast<T>(problem_.scale),
+                    problem_.grad_query, head_offset(problem_, problem_.grad_query, t.head), t.query);
+    }
+  }
+
+  // q, do and the row statistics. delta = rowsum(do o) - dlse.
+  void pack_queries(const TileRange& t) {
+    const BackwardProblem& p = problem_;
+    const int64_t q_offset = head_offset(p, p.query, t.head);
+    pack_transposed<T>(p.query, q_offset, t.query, t.queries, p.head_size, x_.q_transposed, x_.width);
+    q_ = rows_in_place_or_packed<T>(p.query, q_offset, t.query, t.queries, p.head_size, true, x_.q);
+    fill_zero(x_.delta, x_.width);
+    if (p.grad_output) {
+      const int64_t do_offset = head_offset(p, p.grad_output, t.head);
+      pack_transposed<T>(p.grad_output, do_offset, t.query, t.queries, p.value_head_size, x_.dO_transposed, x_.width);
+      dO_ = rows_in_place_or_packed<T>(p.grad_output, do_offset, t.query, t.queries, p.value_head_size, true, x_.dO);
+      T* o = x_.spare;
+      pack_transposed<T>(p.output, head_offset(p, p.output, t.head), t.query, t.queries, p.value_head_size, o, x_.width);
+      for (int64_t e = 0; e < p.value_head_size; ++e)
+        for (int64_t i = 0; i < x_.width; ++i)
+          x_.delta[i] += x_.dO_transposed[e * x_.width + i] * o[e * x_.width + i];
+    }
+    const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
+    const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
+    const int64_t dlse_offset = head_offset(p, p.grad_logsumexp, t.head);
+    for (int64_t i = 0; i < x_.width; ++i) {
+      const bool inside = i < t.queries;
+      const T lse = inside ? row_value<T>(p.logsumexp, lse_offset, t.query + i) : T(0);
+      x_.lse[i] = lse == -kInfinity<T> ? T(0) : lse;  // an empty row: exp(-inf - 0) = 0 for all its entries
+      x_.residual[i] = inside ? row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) : T(0);
+      if (inside && p.grad_logsumexp) x_.delta[i] -= row_value<T>(p.grad_logsumexp, dlse_offset, t.query + i);
+    }
+  }
+
+  void tile(const TileRange& t) {
+    const BackwardProblem& p = problem_;
+    const Visibility seen = additive_tile<T>(p, t, x_.additive, x_.spare);
+    if (seen == Visibility::kNone) return;
+    const int64_t width = x_.width, head_columns = plan_.head_columns, value_columns = plan_.value_columns;
+    const bool needs_ds = p.grad_query || p.grad_key || p.grad_bias;
+
+    // s^T = k q^T,  dp^T = v do^T
+    const int64_t row = t.key - key_begin_;
+    const Rows<const T> k{k_.data + row * k_.stride, k_.stride}, v{v_.data + row * v_.stride, v_.stride};
+    tile_product<T, false>(t.keys, width, p.head_size, {k.data, k.stride, 1}, {x_.q_transposed, width}, {x_.p, width});
+    if (needs_ds && p.grad_output) {
+      tile_product<T, false>(t.keys, width, p.value_head_size, {v.data, v.stride, 1}, {x_.dO_transposed, width},
+                             {x_.ds, width});
+    } else {
+      fill_zero(x_.ds, t.keys * width);
+    }
+    if (seen == Visibility::kAll)
+      weights_and_gradients<false>(t.keys);
+    else
+      weights_and_gradients<true>(t.keys);
+
+    if (p.grad_value && p.grad_output)  // dv += p^T do
+      weighted_sum<T>(t.keys, value_columns, t.queries, {x_.p, width, 1}, seen, x_.additive, dO_,
+                      {x_.dv + row * value_columns, value_columns}, x_.spare);
+    if (p.grad_key)  // dk += ds^T q
+      weighted_sum<T>(t.keys, head_columns, t.queries, {x_.ds, width, 1}, seen, x_.additive, q_,
+                      {x_.dk + row * head_columns, head_columns}, x_.spare);
+    if (p.grad_query)  // dq += ds k
+      weighted_sum<T>(t.queries, head_columns, t.keys, {x_.ds, 1, width}, seen, x_.additive, k, {x_.dq, head_columns},
+                      x_.spare);
+    if (p.grad_bias) add_bias_gradient<T>(t, x_.ds, dbias_, p.grad_bias.row_stride, p.grad_bias.col_stride, x_.spare);
+  }
+
+  // p = exp((c s + b - lse) - residual),  ds = p (dp - delta), both 0 where hidden.
+  template <bool kAdditive>
+  void weights_and_gradients(int64_t keys) {
+    using V = Vec<T>;
+    const V scale = V::fill(static_cast<T>(problem_.scale));
+    const V hidden = V::fill(-kInfinity<T>);
+    for (int64_t i = 0; i < x_.width; i += V::kSize) {
+      const V lse = V::load(x_.lse + i), residual = V::load(x_.residual + i), delta = V::load(x_.delta + i);
+      for (int64_t j = 0; j < keys; ++j) {
+        const int64_t entry = j * x_.width + i;
+        V s = V::load(x_.p + entry);
+        s = kAdditive ? masked_score(s, scale, V::load(x_.additive + entry)) : s * scale;
+        const V p = exp((s - lse) - residual);
+        V ds = p * (V::load(x_.ds + entry) - delta);
+        if constexpr (kAdditive) ds = if_equal(V::load(x_.additive + entry), hidden, V::fill(0), ds);
+        p.store(x_.p + entry);
+        ds.store(x_.ds + entry);
+      }
+    }
+  }
+
+  void write_key_gradients(int64_t head, int64_t query_chunk, int64_t chunk) {
+    const BackwardProblem& p = problem_;
+    const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out, T* partial) {
+      if (partial)
+        __builtin_memcpy(partial + key_begin_ * columns, sums, static_cast<size_t>(chunk * columns) * sizeof(T));
+      else
+        write_rows<T>(sums, columns, chunk, cols, factor, out, head_offset(p, out, head, p.group), key_begin_);
+    };
+    if (p.grad_key)
+      write(x_.dk, plan_.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
+            plan_.dk_partial ? partials_.dk(plan_, p, in_wave_, query_chunk) : nullptr);
+    if (p.grad_value)
+      write(x_.dv, plan_.value_columns, p.value_head_size, T(1), p.grad_value,
+            plan_.dv_partial ? partials_.dv(plan_, p, in_wave_, query_chunk) : nullptr);
+  }
+
+  const BackwardProblem& problem_;
+  const BackwardPlan<T>& plan_;
+  BackwardPartials<T> partials_;
+  BackwardScratch<T> x_;
+  int64_t in_wave_ = 0, in_group_ = 0, key_chunk_ = 0, key_begin_ = 0, key_end_ = 0;
+  Rows<const T> k_{}, v_{}, q_{}, dO_{};
+  T* dbias_ = nullptr;
+};
+
+// ---- what the cells left incomplete, after a wave ----
+
+// x(rows) = factor * (partial 0 + partial 1 + …), `step` elements apart, for one block of rows.
+template <class T>
+void reduce_rows(const T* partial, int64_t step, int64_t count, int64_t rows, int64_t columns, int64_t cols, T factor,
+                 const Operand& x, int64_t offset, int64_t row, T* sum) {
+  partial += row * columns;
+  for (int64_t i = 0; i < rows * columns; ++i) sum[i] = partial[i];
+  for (int64_t chunk = 1; chunk < count; ++chunk) {
+    partial += step;
+    for (int64_t i = 0; i < rows * columns; ++i) sum[i] += partial[i];
+  }
+  write_rows<T>(sum, columns, rows, cols, factor, x, offset, row);
+}
+
+template <class T>
+void reduce_query_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
+                            int64_t first, int64_t heads) {
+  const int64_t tiles = divide_up(p.query_length, kTileQueries);
+  const int64_t bytes = kTileQueries * plan.head_columns * static_cast<int64_t>(sizeof(T));
+  parallel_tasks(heads * p.group * tiles, bytes, [&](int64_t task, void* scratch) {
+    const int64_t row = task % tiles * kTileQueries, in_wave = task / tiles / p.group;
+    const int64_t in_group = task / tiles % p.group;
+    const int64_t offset = head_offset(p, p.grad_query, (first + in_wave) * p.group + in_group);
+    reduce_rows<T>(partials.dq(plan, p, in_wave, in_group, 0), p.query_length * plan.head_columns, plan.keys.count,
+                   smaller(kTileQueries, p.query_length - row), plan.head_columns, p.head_size,
+                   static_cast<T>(p.scale), p.grad_query, offset, row, static_cast<T*>(scratch));
+  });
+}
+
+template <class T>
+void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
+                          int64_t first, int64_t heads) {
+  const int64_t columns = larger(plan.head_columns, plan.value_columns);
+  const int64_t bytes = p.key_length * columns * static_cast<int64_t>(sizeof(T));
+  parallel_tasks(heads, bytes, [&](int64_t in_wave, void* scratch) {
+    const int64_t head = (first + in_wave) * p.group;
+    T* sum = static_cast<T*>(scratch);
+    if (plan.dk_partial)
+      reduce_rows<T>(partials.dk(plan, p, in_wave, 0), p.key_length * plan.head_columns, plan.queries.count,
+                     p.key_length, plan.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
+                     head_offset(p, p.grad_key, head, p.group), 0, sum);
+    if (plan.dv_partial)
+      reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns, plan.queries.count,
+                     p.key_length, plan.value_columns, p.value_head_size, T(1), p.grad_value,
+                     head_offset(p, p.grad_value, head, p.group), 0, sum);
+  });
+}
+
+// Element by element over all heads and cells of the wave, in their order: slices that several heads share add up
+// in index order.
+template <class T>
+void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
+                          int64_t first, int64_t heads) {
+  constexpr int64_t kBlockElements = 1024;
+  const int64_t blocks = divide_up(plan.bias_slice, kBlockElements);
+  parallel_tasks(blocks, 0, [&](int64_t block, void*) {
+    const int64_t begin = block * kBlockElements, count = smaller(kBlockElements, plan.bias_slice - begin);
+    for (int64_t head = 0; head < heads * p.group; ++head) {
+      T* out = static_cast<T*>(p.grad_bias.data) + begin +
+               head_offset(p, p.grad_bias, first * p.group + head);
+      for (int64_t cell = 0; cell < plan.cells(); ++cell) {
+        const T* in = partials.bias(plan, head / p.group, head % p.group, cell) + begin;
+        for (int64_t i = 0; i < count; ++i) out[i] += in[i];
+      }
+    }
+  });
+}
+
+template <class T>
+void run_backward(const BackwardProblem& p) {
+  const BackwardPlan<T> plan(p);
+  const BackwardScratch<T> size(p, plan, nullptr);
+  const int64_t heads = p.key_heads(), cells = plan.cells();
+  const int64_t bytes = plan.wave * plan.partial() * static_cast<int64_t>(sizeof(T));
+  const BackwardPartials<T> partials{bytes ? static_cast<T*>(allocate_shared(bytes)) : nullptr};
+
+  for (int64_t first = 0; first < heads; first += plan.wave) {
+    const int64_t wave = smaller(plan.wave, heads - first);
+    parallel_tasks(wave * cells, size.bytes, [&](int64_t task, void* scratch) {
+      const int64_t in_wave = task / cells, cell = task % cells;
+      BackwardTask<T>(p, plan, partials, scratch)
+          .run(first + in_wave, in_wave, cell / plan.queries.count, cell % plan.queries.count);
+    });
+    if (plan.dq_partial) reduce_query_gradients(p, plan, partials, first, wave);
+    if (plan.dk_partial || plan.dv_partial) reduce_key_gradients(p, plan, partials, first, wave);
+    if (plan.bias_partial) reduce_bias_gradient(p, plan, partials, first, wave);
+  }
+  free_shared(partials.start);
+}
+
+}  // namespace
+
+void backward(const BackwardProblem& problem) {
+  if (problem.query.dtype == DType::Float64)
+    run_backward<double>(problem);
+  else
+    run_backward<float>(problem);
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -1,0 +1,111 @@
+// How the backward is cut into tasks, and where partial sums live.
+//
+// A head is a grid of key chunks x query chunks. A task takes one cell and computes, tile by tile,
+//   dk, dv of its keys (kept in scratch, complete when there is one query chunk)
+//   dq of its queries (complete when there is one key chunk)
+// What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order of the chunks.
+// Heads are taken in waves so that all partial buffers together stay within a fixed size. Everything here depends on
+// the sizes of the problem alone, never on the number of threads.
+#pragma once
+
+#include "cpu/kernels/tiles.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+// A chunk less is a partial buffer less to write and to add up; a chunk more is work for another thread.
+constexpr int64_t kMostChunks = 8;
+constexpr int64_t kKeyChunk = 4 * kTileKeys;
+constexpr int64_t kQueryChunk = 6 * kTileQueries;
+constexpr int64_t kPartialBytes = 32 << 20;       // of one wave, unless a single head needs more
+constexpr int64_t kLargestPrivateSlice = 1 << 16;  // elements of a full bias gradient that a task may keep to itself
+
+// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty chunk.
+struct Chunks {
+  int64_t size;
+  int64_t count;
+
+  // Even chunks of whole tiles, about `wanted` long.
+  static TORCH_EXT_INLINE Chunks cut(int64_t length, int64_t wanted, int64_t tile) {
+    const int64_t pieces = smaller(kMostChunks, divide_up(larger(1, length), wanted));
+    const int64_t size = round_up(divide_up(larger(1, length), pieces), tile);
+    return {size, divide_up(larger(1, length), size)};
+  }
+};
+
+// Where the gradient of the bias is summed.
+enum class BiasGradient {
+  kNone,
+  kPrivate,  // each cell sums a slice of its own; slices are added in the order of heads and cells
+  kDirect,   // a large N x M slice: cells write disjoint parts of it; heads that share one take turns
+};
+
+template <class T>
+struct BackwardPlan {
+  Chunks keys, queries;
+  int64_t head_columns;   // D in whole vectors
+  int64_t value_columns;  // E in whole vectors
+  BiasGradient bias = BiasGradient::kNone;
+  int64_t bias_slice = 0;  // elements of one head's bias gradient
+
+  // Elements of partial sums of one key head (with its `group` query heads).
+  int64_t dq_partial = 0;    // (group, key chunks, N, head_columns)
+  int64_t dk_partial = 0;    // (query chunks, M, head_columns)
+  int64_t dv_partial = 0;    // (query chunks, M, value_columns)
+  int64_t bias_partial = 0;  // (group, cells, slice)
+  int64_t wave = 1;          // key heads at a time
+
+  TORCH_EXT_INLINE int64_t cells() const { return keys.count * queries.count; }
+  TORCH_EXT_INLINE int64_t partial() const { return dq_partial + dk_partial + dv_partial + bias_partial; }
+
+  explicit TORCH_EXT_INLINE BackwardPlan(const BackwardProblem& p) {
+    const int64_t n = p.query_length, m = p.key_length;
+    head_columns = round_up(p.head_size, Vec<T>::kSize);
+    value_columns = round_up(p.value_head_size, Vec<T>::kSize);
+    keys = Chunks::cut(m, kKeyChunk, kTileKeys);
+    // Few keys and many queries: cut the queries instead.
+    queries = keys.count > 1 ? Chunks{larger(1, n), 1} : Chunks::cut(n, kQueryChunk, kTileQueries);
+
+    if (p.grad_query && keys.count > 1) dq_partial = p.group * keys.count * n * head_columns;
+    if (p.grad_key && queries.count > 1) dk_partial = queries.count * m * head_columns;
+    if (p.grad_value && queries.count > 1) dv_partial = queries.count * m * value_columns;
+    bool take_turns = false;
+    if (p.grad_bias && n > 0 && m > 0) {
+      const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
+      bias_slice = 1 + (n - 1) * p.grad_bias.row_stride + (m - 1) * p.grad_bias.col_stride;
+      bias = full && bias_slice > kLargestPrivateSlice ? BiasGradient::kDirect : BiasGradient::kPrivate;
+      if (bias == BiasGradient::kPrivate) bias_partial = p.group * cells() * bias_slice;
+      for (int d = 0; d < p.leading_dims; ++d)
+        take_turns |= bias == BiasGradient::kDirect && p.leading_sizes[d] > 1 && p.grad_bias.leading_strides[d] == 0;
+    }
+    const int64_t bytes = partial() * static_cast<int64_t>(sizeof(T));
+    wave = take_turns ? 1 : bytes == 0 ? p.key_heads() : larger(1, kPartialBytes / bytes);
+    wave = larger(1, smaller(wave, p.key_heads()));
+  }
+};
+
+// The partial buffers of one wave.
+template <class T>
+struct BackwardPartials {
+  T* start;  // wave x plan.partial() elements
+
+  TORCH_EXT_INLINE T* dq(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t in_group,
+                         int64_t key_chunk) const {
+    return start + in_wave * plan.partial() +
+           (in_group * plan.keys.count + key_chunk) * p.query_length * plan.head_columns;
+  }
+  TORCH_EXT_INLINE T* dk(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t query_chunk) const {
+    return start + in_wave * plan.partial() + plan.dq_partial + query_chunk * p.key_length * plan.head_columns;
+  }
+  TORCH_EXT_INLINE T* dv(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t query_chunk) const {
+    return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial +
+           query_chunk * p.key_length * plan.value_columns;
+  }
+  TORCH_EXT_INLINE T* bias(const BackwardPlan<T>& plan, int64_t in_wave, int64_t in_group, int64_t cell) const {
+    return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial + plan.dv_partial +
+           (in_group * plan.cells() + cell) * plan.bias_slice;
+  }
+};
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -1,0 +1,17 @@
+// What one ISA level exports. Everything else in kernels/ has internal linkage.
+#pragma once
+
+#include "attention/problem.h"
+
+namespace torch_ext::cpu {
+
+#define TORCH_EXT_DECLARE_LEVEL(level)      \
+  namespace level {                         \
+  void forward(const ForwardProblem&);      \
+  void backward(const BackwardProblem&);    \
+  }
+TORCH_EXT_DECLARE_LEVEL(avx2)
+TORCH_EXT_DECLARE_LEVEL(avx512)
+#undef TORCH_EXT_DECLARE_LEVEL
+
+}  // namespace torch_ext::cpu

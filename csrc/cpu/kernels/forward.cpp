@@ -1,0 +1,179 @@
+// (q, k, v) -> (o, lse, residual) with an online softmax.
+//
+// Task: one tile of queries of one head. Loop: over the tiles of keys the queries can see, from the first on.
+// Reads q once and k, v once per tile of queries; writes o and lse once; nothing of size N x M exists.
+#include <cmath>
+
+#include "cpu/kernels/entry_points.h"
+#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tiles.h"
+#include "cpu/parallel.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+struct ForwardScratch {
+  int64_t width;    // queries of a tile, in whole vectors
+  int64_t columns;  // E in whole vectors
+  T* q;             // (D, width), transposed
+  T* scores;        // (keys, width): s, then p
+  T* additive;      // (keys, width)
+  T* k;             // (keys, D), where key cannot be read in place
+  T* v;             // (keys, columns), likewise
+  T* spare;         // for a tile of scores or of v
+  T* o;             // (width, columns), not yet divided by row_sum
+  T* row_max;       // (width) of the scores seen so far
+  T* row_sum;       // (width) of exp(s - row_max)
+  T* rescale;       // (width) what a new maximum does to earlier sums
+  int64_t bytes;
+
+  ForwardScratch(const Problem& p, void* memory) {
+    Scratch scratch(memory);
+    width = round_up(smaller(p.query_length, kTileQueries), Vec<T>::kSize);
+    columns = round_up(p.value_head_size, Vec<T>::kSize);
+    const int64_t keys = smaller(p.key_length, kTileKeys);
+    q = scratch.take<T>(p.head_size * width);
+    scores = scratch.take<T>(keys * width);
+    additive = scratch.take<T>(keys * width);
+    k = scratch.take<T>(keys * round_up(p.head_size, Vec<T>::kSize));
+    v = scratch.take<T>(keys * columns);
+    spare = scratch.take<T>(keys * larger(width, columns));
+    o = scratch.take<T>(width * columns);
+    row_max = scratch.take<T>(width);
+    row_sum = scratch.take<T>(width);
+    rescale = scratch.take<T>(width);
+    bytes = scratch.used();
+  }
+};
+
+// One step of the online softmax on a vector of queries, for `keys` scores each:
+//   s <- c s + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
+template <class T, bool kAdditive>
+TORCH_EXT_INLINE void softmax_column(const ForwardScratch<T>& x, int64_t column, int64_t keys, Vec<T> scale) {
+  using V = Vec<T>;
+  T* s = x.scores + column;
+  const T* additive = x.additive + column;
+  const V old_max = V::load(x.row_max + column);
+  V new_max = old_max;
+  for (int64_t j = 0; j < keys; ++j) {
+    V score = V::load(s + j * x.width);
+    score = kAdditive ? masked_score(score, scale, V::load(additive + j * x.width)) : score * scale;
+    score.store(s + j * x.width);
+    new_max = max(score, new_max);
+  }
+  // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0) a 0.
+  const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), V::fill(0), new_max);
+  const V factor = exp(old_max - finite_max);
+  V sum = V::load(x.row_sum + column) * factor;
+  for (int64_t j = 0; j < keys; ++j) {
+    const V p = exp(V::load(s + j * x.width) - finite_max);
+    p.store(s + j * x.width);
+    sum = sum + p;
+  }
+  new_max.store(x.row_max + column);
+  sum.store(x.row_sum + column);
+  factor.store(x.rescale + column);
+}
+
+// o <- o exp(m - m'), row by row where the maximum has changed.
+template <class T>
+void rescale_output(const ForwardScratch<T>& x, int64_t queries) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < queries; ++i) {
+    if (x.rescale[i] == T(1)) continue;
+    const V factor = V::fill(x.rescale[i]);
+    T* row = x.o + i * x.columns;
+    for (int64_t e = 0; e < x.columns; e += V::kSize) (V::load(row + e) * factor).store(row + e);
+  }
+}
+
+// o / l, and logsumexp = m + log l split into its rounding and the residual.
+template <class T>
+void finish_rows(const ForwardProblem& p, const ForwardScratch<T>& x, const TileRange& t) {
+  const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
+  const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
+  for (int64_t i = 0; i < t.queries; ++i) {
+    const bool empty = x.row_sum[i] == 0;
+    const T inverse = empty ? T(0) : T(1) / x.row_sum[i];
+    T* row = x.o + i * x.columns;
+    for (int64_t e = 0; e < x.columns; ++e) row[e] *= inverse;
+
+    const double log_sum = std::log(static_cast<double>(x.row_sum[i]));
+    const double exact = x.row_max[i] + log_sum;
+    const T rounded = empty ? -kInfinity<T> : static_cast<T>(exact);
+    // For double the sum itself is rounded: what it lost is exact by two-sum, |row_max| >= |log_sum| or not.
+    const double shadow = exact - x.row_max[i];
+    const double lost = (x.row_max[i] - (exact - shadow)) + (log_sum - shadow);
+    const double residual = (exact - static_cast<double>(rounded)) + lost;
+    row_value<T>(p.logsumexp, lse_offset, t.query + i) = rounded;
+    row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) =
+        residual - residual == 0 ? static_cast<T>(residual) : T(0);
+  }
+  write_rows<T>(x.o, x.columns, t.queries, p.value_head_size, T(1), p.output, head_offset(p, p.output, t.head),
+                t.query);
+}
+
+template <class T>
+void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
+  using V = Vec<T>;
+  const ForwardScratch<T> x(p, memory);
+  const V scale = V::fill(static_cast<T>(p.scale));
+  const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
+  const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
+  t.width = x.width;
+
+  pack_transposed<T>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q, x.width);
+  for (int64_t i = 0; i < x.width; i += V::kSize) {
+    V::fill(-kInfinity<T>).store(x.row_max + i);
+    V::fill(0).store(x.row_sum + i);
+  }
+  for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
+
+  const int64_t key_end = visible_key_end(p, t.query + t.queries);
+  for (t.key = 0; t.key < key_end; t.key += kTileKeys) {
+    t.keys = smaller(kTileKeys, key_end - t.key);
+    const Visibility seen = additive_tile<T>(p, t, x.additive, x.spare);
+    if (seen == Visibility::kNone) continue;
+    // s^T = k q^T
+    const auto k = rows_in_place_or_packed<T>(p.key, k_offset, t.key, t.keys, p.head_size, false, x.k);
+    tile_product<T, false>(t.keys, x.width, p.head_size, {k.data, k.stride, 1}, {x.q, x.width}, {x.scores, x.width});
+    for (int64_t i = 0; i < x.width; i += V::kSize) {
+      if (seen == Visibility::kAll)
+        softmax_column<T, false>(x, i, t.keys, scale);
+      else
+        softmax_column<T, true>(x, i, t.keys, scale);
+    }
+    rescale_output(x, t.queries);
+    // o += p v
+    const auto v = rows_in_place_or_packed<T>(p.value, v_offset, t.key, t.keys, p.value_head_size, true, x.v);
+    weighted_sum<T>(t.queries, x.columns, t.keys, {x.scores, 1, x.width}, seen, x.additive, v, {x.o, x.columns},
+                    x.spare);
+  }
+  finish_rows(p, x, t);
+}
+
+template <class T>
+void run_forward(const ForwardProblem& p) {
+  const int64_t tiles = divide_up(p.query_length, kTileQueries);
+  const ForwardScratch<T> size(p, nullptr);
+  parallel_tasks(p.query_heads() * tiles, size.bytes, [&](int64_t task, void* scratch) {
+    TileRange t{};
+    t.head = task / tiles;
+    const int64_t tile = tiles - 1 - task % tiles;  // under a causal limit the last tiles take longest
+    t.query = tile * kTileQueries;
+    t.queries = smaller(kTileQueries, p.query_length - t.query);
+    forward_task<T>(p, t, scratch);
+  });
+}
+
+}  // namespace
+
+void forward(const ForwardProblem& problem) {
+  if (problem.query.dtype == DType::Float64)
+    run_forward<double>(problem);
+  else
+    run_forward<float>(problem);
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

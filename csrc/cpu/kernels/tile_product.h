@@ -1,0 +1,117 @@
+// The one matrix product of all kernels: C (=, +=) A B on tiles that fit the caches.
+//
+// A is read one element at a time and broadcast, so it may have any strides: the same code multiplies by a tile
+// or by its transpose, and keys and values are used where they lie, without packing. B and C are rows of whole
+// vectors. Every element of C is one chain of fused multiply-adds over the depth, from 0 upwards, whatever the
+// shape of the register block: the bits depend on the operands alone.
+#pragma once
+
+#include "cpu/kernels/vec.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+// A (rows x depth): element (i, k) at data[i * row + k * depth].
+template <class T>
+struct Broadcast {
+  const T* data;
+  int64_t row;
+  int64_t depth;
+};
+
+// Rows of vectors: element (k, j) at data[k * stride + j], readable up to a whole number of vectors.
+template <class T>
+struct Rows {
+  T* data;
+  int64_t stride;
+};
+
+// Rows of C kept in registers for a panel of `vectors` vectors. What limits it: rows * vectors accumulators, the
+// vectors of one row of B and one broadcast element must fit 32 (AVX-512) or 16 (AVX2) registers, and at least 8
+// accumulators are needed to hide the latency of the multiply-add.
+#ifdef __AVX512F__
+constexpr int kPanelVectors = 4;
+constexpr int block_rows(int vectors) { return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6; }
+#else
+constexpr int kPanelVectors = 2;
+constexpr int block_rows(int vectors) { return vectors == 1 ? 8 : 6; }
+#endif
+
+template <class T, int kRows, int kVectors, bool kAccumulate>
+TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T> b, Rows<T> c) {
+  constexpr int kSize = Vec<T>::kSize;
+  Vec<T> sum[kRows][kVectors];
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kVectors; ++j)
+      sum[i][j] = kAccumulate ? Vec<T>::load(c.data + i * c.stride + j * kSize) : Vec<T>::fill(0);
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> row[kVectors];
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kVectors; ++j) row[j] = Vec<T>::load(b.data + j * kSize);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<T> element = Vec<T>::fill(a.data[i * a.row]);
+      TORCH_EXT_UNROLL
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = fma(element, row[j], sum[i][j]);
+    }
+    a.data += a.depth;
+    b.data += b.stride;
+  }
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kVectors; ++j) sum[i][j].store(c.data + i * c.stride + j * kSize);
+  }
+}
+
+// One panel of columns, from top to bottom in blocks of block_rows, then 4, 2 and 1 rows.
+template <class T, int kVectors, bool kAccumulate>
+__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<T> a, Rows<const T> b,
+                                              Rows<T> c) {
+  const auto advance = [&](int64_t n) {
+    a.data += n * a.row;
+    c.data += n * c.stride;
+    rows -= n;
+  };
+  constexpr int kBlock = block_rows(kVectors);
+  while (rows >= kBlock) {
+    multiply_block<T, kBlock, kVectors, kAccumulate>(depth, a, b, c);
+    advance(kBlock);
+  }
+  while (rows >= 4) {
+    multiply_block<T, 4, kVectors, kAccumulate>(depth, a, b, c);
+    advance(4);
+  }
+  if (rows >= 2) {
+    multiply_block<T, 2, kVectors, kAccumulate>(depth, a, b, c);
+    advance(2);
+  }
+  if (rows >= 1) multiply_block<T, 1, kVectors, kAccumulate>(depth, a, b, c);
+}
+
+// C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of Vec<T>::kSize.
+template <class T, bool kAccumulate>
+void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b, Rows<T> c) {
+  constexpr int kSize = Vec<T>::kSize;
+  int64_t vectors = columns / kSize;
+  const auto advance = [&](int64_t n) {
+    b.data += n * kSize;
+    c.data += n * kSize;
+    vectors -= n;
+  };
+  while (vectors >= kPanelVectors) {
+    multiply_panel<T, kPanelVectors, kAccumulate>(rows, depth, a, b, c);
+    advance(kPanelVectors);
+  }
+  if constexpr (kPanelVectors > 2) {
+    if (vectors == 3) return multiply_panel<T, 3, kAccumulate>(rows, depth, a, b, c);
+    if (vectors == 2) return multiply_panel<T, 2, kAccumulate>(rows, depth, a, b, c);
+  }
+  if (vectors == 1) multiply_panel<T, 1, kAccumulate>(rows, depth, a, b, c);
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
