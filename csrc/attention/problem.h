@@ -1,9 +1,9 @@
 // The one bridge between Torch and the kernels: what to compute, as pointers, sizes and strides.
 //
-// Nothing here knows at::Tensor. The structs are plain data, so that the same description serves every
-// ISA level and, later, other devices. All functions are always inlined: this header is compiled into
-// translation units with different instruction sets, and an out-of-line copy from one of them must never be
-// the copy that another one calls.
+// Nothing here knows at::Tensor. The structs are plain data, so that the same description serves
+// every ISA level and, later, other devices. All functions are always inlined: this header is
+// compiled into translation units with different instruction sets, and an out-of-line copy from one
+// of them must never be the copy that another one calls.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,10 @@ struct Problem {
   int64_t leading_sizes[kMaxLeadingDims] = {};
   int64_t group = 1;
 
-  int64_t query_length = 0;    // N
-  int64_t key_length = 0;      // M
-  int64_t head_size = 0;       // D, of query and key
-  int64_t value_head_size = 0; // E, of value and output
+  int64_t query_length = 0;     // N
+  int64_t key_length = 0;       // M
+  int64_t head_size = 0;        // D, of query and key
+  int64_t value_head_size = 0;  // E, of value and output
 
   double scale = 1;
   bool is_causal = false;  // query i sees keys j <= i (aligned top-left)
@@ -68,14 +68,15 @@ struct BackwardProblem : Problem {
   Operand grad_logsumexp;                         // (N), absent = zero
   // Results; an absent one is not computed.
   Operand grad_query, grad_key, grad_value;  // as query, key, value
-  // Accumulated into (the caller zero-fills it): float64 for float64 inputs, else float32; stride 0 wherever
-  // the bias was broadcast, so that equal addresses are summed.
+  // Accumulated into (the caller zero-fills it): float64 for float64 inputs, else float32; stride 0
+  // wherever the bias was broadcast, so that equal addresses are summed.
   Operand grad_bias;
 };
 
 // Element offset of one head of `operand`. `head` counts query heads, 0 … query_heads() - 1.
 // `group` is 1 for operands with query's heads and Problem::group for those with key's.
-TORCH_EXT_INLINE int64_t head_offset(const Problem& p, const Operand& operand, int64_t head, int64_t group = 1) {
+TORCH_EXT_INLINE int64_t head_offset(const Problem& p, const Operand& operand, int64_t head,
+                                     int64_t group = 1) {
   int64_t offset = 0;
   for (int d = p.leading_dims - 1; d >= 0; --d) {
     int64_t index = head % p.leading_sizes[d];

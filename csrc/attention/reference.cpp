@@ -33,6 +33,7 @@ struct Format16 {
     const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
     if (std::isnan(x)) return static_cast<uint16_t>(sign | infinity() | 1 << (fraction_bits - 1));
     if (std::isinf(x)) return static_cast<uint16_t>(sign | infinity());
+    if (x == 0) return sign;
     int exponent;  // of the leading bit; subnormal numbers share the smallest
     std::frexp(x, &exponent);
     exponent = std::max(exponent - 1, 1 - bias());
@@ -49,22 +50,37 @@ constexpr Format16 kFloat16{5, 10};
 
 double load(const Operand& operand, int64_t offset) {
   switch (operand.dtype) {
-    case DType::Float64: return static_cast<const double*>(operand.data)[offset];
-    case DType::Float32: return static_cast<const float*>(operand.data)[offset];
-    case DType::BFloat16: return kBFloat16.decode(static_cast<const uint16_t*>(operand.data)[offset]);
-    case DType::Float16: return kFloat16.decode(static_cast<const uint16_t*>(operand.data)[offset]);
-    case DType::Bool: return static_cast<const uint8_t*>(operand.data)[offset] != 0;
+    case DType::Float64:
+      return static_cast<const double*>(operand.data)[offset];
+    case DType::Float32:
+      return static_cast<const float*>(operand.data)[offset];
+    case DType::BFloat16:
+      return kBFloat16.decode(static_cast<const uint16_t*>(operand.data)[offset]);
+    case DType::Float16:
+      return kFloat16.decode(static_cast<const uint16_t*>(operand.data)[offset]);
+    case DType::Bool:
+      return static_cast<const uint8_t*>(operand.data)[offset] != 0;
   }
   return 0;
 }
 
 void store(const Operand& operand, int64_t offset, double x) {
   switch (operand.dtype) {
-    case DType::Float64: static_cast<double*>(operand.data)[offset] = x; break;
-    case DType::Float32: static_cast<float*>(operand.data)[offset] = static_cast<float>(x); break;
-    case DType::BFloat16: static_cast<uint16_t*>(operand.data)[offset] = kBFloat16.encode(x); break;
-    case DType::Float16: static_cast<uint16_t*>(operand.data)[offset] = kFloat16.encode(x); break;
-    case DType::Bool: static_cast<uint8_t*>(operand.data)[offset] = x != 0; break;
+    case DType::Float64:
+      static_cast<double*>(operand.data)[offset] = x;
+      break;
+    case DType::Float32:
+      static_cast<float*>(operand.data)[offset] = static_cast<float>(x);
+      break;
+    case DType::BFloat16:
+      static_cast<uint16_t*>(operand.data)[offset] = kBFloat16.encode(x);
+      break;
+    case DType::Float16:
+      static_cast<uint16_t*>(operand.data)[offset] = kFloat16.encode(x);
+      break;
+    case DType::Bool:
+      static_cast<uint8_t*>(operand.data)[offset] = x != 0;
+      break;
   }
 }
 

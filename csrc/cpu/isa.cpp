@@ -5,7 +5,8 @@ namespace torch_ext::cpu {
 #ifdef TORCH_EXT_HAVE_X86
 
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 
 bool has_avx512() {

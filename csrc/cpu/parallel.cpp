@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
-// A thread's scratch, kept between calls: freshly mapped pages cost more than a small problem's arithmetic.
+// A thread's scratch, kept between calls: freshly mapped pages cost more than a small problem's
+// arithmetic.
 class ThreadScratch {
  public:
   ~ThreadScratch() { release(); }
@@ -47,8 +48,8 @@ bool poison_scratch() {
 
 }  // namespace
 
-void parallel_tasks(int64_t tasks, int64_t scratch_bytes, void (*run)(void* context, int64_t task, void* scratch),
-                    void* context) {
+void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
+                    void (*run)(void* context, int64_t task, void* scratch), void* context) {
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
     thread_local ThreadScratch thread_scratch;
@@ -62,7 +63,9 @@ void parallel_tasks(int64_t tasks, int64_t scratch_bytes, void (*run)(void* cont
   at::parallel_for(0, threads < tasks ? threads : tasks, 1, work);
 }
 
-void* allocate_shared(int64_t bytes) { return ::operator new(static_cast<size_t>(bytes), kAlignment); }
+void* allocate_shared(int64_t bytes) {
+  return ::operator new(static_cast<size_t>(bytes), kAlignment);
+}
 void free_shared(void* memory) { ::operator delete(memory, kAlignment); }
 
 }  // namespace torch_ext::cpu

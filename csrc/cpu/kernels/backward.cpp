@@ -1,11 +1,13 @@
 // (do, dlse, q, k, v, o, lse) -> (dq, dk, dv, dbias), five products a tile.
 //
-// Task: one cell of backward_plan.h. Loop: query heads of the group, tiles of queries, tiles of keys. For a tile
+// Task: one cell of backward_plan.h. Loop: query heads of the group, tiles of queries, tiles of
+// keys. For a tile
 //   s^T = k q^T,  p = exp((c s + b - lse) - residual),  dp^T = v do^T,  ds = p (dp - delta)
 //   dv += p^T do,  dk += ds^T q,  dq += ds k,  dbias += ds
 // with delta = rowsum(do o) - dlse. c is multiplied into dq and dk when they are written.
 // Reads every operand in tiles; keeps dk and dv of the cell and dq of the tile in scratch.
 #include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/backward_reduce.h"
 #include "cpu/kernels/bias_gradient.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/scores.h"
@@ -18,27 +20,28 @@ namespace {
 template <class T>
 struct BackwardScratch {
   int64_t width;
-  T *q, *q_transposed;    // (width, head_columns), (D, width)
-  T *dO, *dO_transposed;  // (width, value_columns), (E, width)
+  T *q, *q_transposed;        // (width, head_columns), (D, width)
+  T *dO, *dO_transposed;      // (width, value_columns), (E, width)
   T *lse, *residual, *delta;  // (width)
-  T *k, *v;                   // (key chunk, …_columns), where they cannot be read in place: converted once a cell
-  T* p;                       // (keys, width): s, then p
-  T* ds;                      // (keys, width): dp, then ds
-  T* additive;                // (keys, width)
-  T* spare;                   // for any one tile
-  T* dq;                      // (width, head_columns), of one tile of queries
-  T *dk, *dv;                 // (key chunk, head_columns), (key chunk, value_columns)
+  T *k, *v;     // (key chunk, …_columns), where they cannot be read in place: converted once a cell
+  T* p;         // (keys, width): s, then p
+  T* ds;        // (keys, width): dp, then ds
+  T* additive;  // (keys, width)
+  T* spare;     // for any one tile
+  T* dq;        // (width, head_columns), of one tile of queries
+  T *dk, *dv;   // (key chunk, head_columns), (key chunk, value_columns)
   int64_t bytes;
 
-  TORCH_EXT_INLINE BackwardScratch(const Problem& p_, const BackwardPlan<T>& plan, void* memory) {
+  TORCH_EXT_INLINE BackwardScratch(const Problem& problem, const BackwardPlan<T>& plan,
+                                   void* memory) {
     Scratch scratch(memory);
-    width = round_up(smaller(p_.query_length, kTileQueries), Vec<T>::kSize);
-    const int64_t keys = smaller(p_.key_length, kTileKeys);
-    const int64_t chunk = smaller(p_.key_length, plan.keys.size);
+    width = round_up(smaller(problem.query_length, kTileQueries), Vec<T>::kSize);
+    const int64_t keys = smaller(problem.key_length, kTileKeys);
+    const int64_t chunk = smaller(problem.key_length, plan.keys.size);
     q = scratch.take<T>(width * plan.head_columns);
-    q_transposed = scratch.take<T>(width * p_.head_size);
+    q_transposed = scratch.take<T>(width * problem.head_size);
     dO = scratch.take<T>(width * plan.value_columns);
-    dO_transposed = scratch.take<T>(width * p_.value_head_size);
+    dO_transposed = scratch.take<T>(width * problem.value_head_size);
     lse = scratch.take<T>(width);
     residual = scratch.take<T>(width);
     delta = scratch.take<T>(width);
@@ -47,7 +50,8 @@ struct BackwardScratch {
     p = scratch.take<T>(keys * width);
     ds = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
-    spare = scratch.take<T>(larger(kTileKeys, width) * larger(width, larger(plan.head_columns, plan.value_columns)));
+    spare = scratch.take<T>(larger(kTileKeys, width) *
+                            larger(width, larger(plan.head_columns, plan.value_columns)));
     dq = scratch.take<T>(width * plan.head_columns);
     dk = scratch.take<T>(chunk * plan.head_columns);
     dv = scratch.take<T>(chunk * plan.value_columns);
@@ -64,7 +68,8 @@ void fill_zero(T* out, int64_t count) {
 template <class T>
 class BackwardTask {
  public:
-  BackwardTask(const BackwardProblem& problem, const BackwardPlan<T>& plan, BackwardPartials<T> partials, void* memory)
+  BackwardTask(const BackwardProblem& problem, const BackwardPlan<T>& plan,
+               BackwardPartials<T> partials, void* memory)
       : problem_(problem), plan_(plan), partials_(partials), x_(problem, plan, memory) {}
 
   void run(int64_t key_head, int64_t in_wave, int64_t key_chunk, int64_t query_chunk) {
@@ -76,9 +81,11 @@ class BackwardTask {
     fill_zero(x_.dk, chunk * plan_.head_columns);
     fill_zero(x_.dv, chunk * plan_.value_columns);
     const int64_t first = key_head * problem_.group;
-    k_ = rows_in_place_or_packed<T>(problem_.key, head_offset(problem_, problem_.key, first, problem_.group),
+    k_ = rows_in_place_or_packed<T>(problem_.key,
+                                    head_offset(problem_, problem_.key, first, problem_.group),
                                     key_begin_, chunk, problem_.head_size, true, x_.k);
-    v_ = rows_in_place_or_packed<T>(problem_.value, head_offset(problem_, problem_.value, first, problem_.group),
+    v_ = rows_in_place_or_packed<T>(problem_.value,
+                                    head_offset(problem_, problem_.value, first, problem_.group),
                                     key_begin_, chunk, problem_.value_head_size, false, x_.v);
 
     const int64_t query_begin = query_chunk * plan_.queries.size;
@@ -86,10 +93,12 @@ class BackwardTask {
     for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
       const int64_t head = first + in_group_;
       if (plan_.bias == BiasGradient::kPrivate) {
-        dbias_ = partials_.bias(plan_, in_wave, in_group_, key_chunk * plan_.queries.count + query_chunk);
+        dbias_ = partials_.bias(plan_, in_wave, in_group_,
+                                key_chunk * plan_.queries.count + query_chunk);
         fill_zero(dbias_, plan_.bias_slice);
       } else if (plan_.bias == BiasGradient::kDirect) {
-        dbias_ = static_cast<T*>(problem_.grad_bias.data) + head_offset(problem_, problem_.grad_bias, head);
+        dbias_ = static_cast<T*>(problem_.grad_bias.data) +
+                 head_offset(problem_, problem_.grad_bias, head);
       }
       for (int64_t query = query_begin; query < query_end; query += kTileQueries)
         query_tile({head, query, smaller(kTileQueries, query_end - query), x_.width, 0, 0});
@@ -110,11 +119,29 @@ class BackwardTask {
     }
     if (!problem_.grad_query) return;
     if (plan_.dq_partial) {
-      T* out = partials_.dq(plan_, problem_, in_wave_, in_group_, key_chunk_) + t.query * plan_.head_columns;
+      T* out = partials_.dq(plan_, problem_, in_wave_, in_group_, key_chunk_) +
+               t.query * plan_.head_columns;
       __builtin_memcpy(out, x_.dq, static_cast<size_t>(t.queries * plan_.head_columns) * sizeof(T));
     } else {
-      write_rows<T>(x_.dq, plan_.head_columns, t.queries, problem_.head_size, static_cast<T>(problem_.scale),
-                    problem_.grad_query, head_offset(problem_, problem_.grad_query, t.head), t.query);
+      write_rows<T>(x_.dq, plan_.head_columns, t.queries, problem_.head_size,
+                    static_cast<T>(problem_.scale), problem_.grad_query,
+                    head_offset(problem_, problem_.grad_query, t.head), t.query);
+    }
+  }
+
+  // delta = rowsum(do o), in the same chains as dp^T = v do^T: where a row sees one key, o = v and
+  // dp - delta is exactly 0.
+  void set_row_products(const T* dO, const T* o, int64_t size) {
+    using V = Vec<T>;
+    for (int64_t i = 0; i < x_.width; i += V::kSize) {
+      V delta = V::fill(0);
+      for (int64_t begin = 0; begin < size; begin += kChain) {
+        V chain = V::fill(0);
+        for (int64_t e = begin; e < smaller(size, begin + kChain); ++e)
+          chain = fma(V::load(dO + e * x_.width + i), V::load(o + e * x_.width + i), chain);
+        delta = delta + chain;
+      }
+      delta.store(x_.delta + i);
     }
   }
 
@@ -122,18 +149,20 @@ class BackwardTask {
   void pack_queries(const TileRange& t) {
     const BackwardProblem& p = problem_;
     const int64_t q_offset = head_offset(p, p.query, t.head);
-    pack_transposed<T>(p.query, q_offset, t.query, t.queries, p.head_size, x_.q_transposed, x_.width);
+    pack_transposed<T>(p.query, q_offset, t.query, t.queries, p.head_size, x_.q_transposed,
+                       x_.width);
     q_ = rows_in_place_or_packed<T>(p.query, q_offset, t.query, t.queries, p.head_size, true, x_.q);
     fill_zero(x_.delta, x_.width);
     if (p.grad_output) {
       const int64_t do_offset = head_offset(p, p.grad_output, t.head);
-      pack_transposed<T>(p.grad_output, do_offset, t.query, t.queries, p.value_head_size, x_.dO_transposed, x_.width);
-      dO_ = rows_in_place_or_packed<T>(p.grad_output, do_offset, t.query, t.queries, p.value_head_size, true, x_.dO);
+      pack_transposed<T>(p.grad_output, do_offset, t.query, t.queries, p.value_head_size,
+                         x_.dO_transposed, x_.width);
+      dO_ = rows_in_place_or_packed<T>(p.grad_output, do_offset, t.query, t.queries,
+                                       p.value_head_size, true, x_.dO);
       T* o = x_.spare;
-      pack_transposed<T>(p.output, head_offset(p, p.output, t.head), t.query, t.queries, p.value_head_size, o, x_.width);
-      for (int64_t e = 0; e < p.value_head_size; ++e)
-        for (int64_t i = 0; i < x_.width; ++i)
-          x_.delta[i] += x_.dO_transposed[e * x_.width + i] * o[e * x_.width + i];
+      pack_transposed<T>(p.output, head_offset(p, p.output, t.head), t.query, t.queries,
+                         p.value_head_size, o, x_.width);
+      set_row_products(x_.dO_transposed, o, p.value_head_size);
     }
     const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
     const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
@@ -141,9 +170,12 @@ class BackwardTask {
     for (int64_t i = 0; i < x_.width; ++i) {
       const bool inside = i < t.queries;
       const T lse = inside ? row_value<T>(p.logsumexp, lse_offset, t.query + i) : T(0);
-      x_.lse[i] = lse == -kInfinity<T> ? T(0) : lse;  // an empty row: exp(-inf - 0) = 0 for all its entries
-      x_.residual[i] = inside ? row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) : T(0);
-      if (inside && p.grad_logsumexp) x_.delta[i] -= row_value<T>(p.grad_logsumexp, dlse_offset, t.query + i);
+      // In an empty row every entry is hidden: exp(-inf - 0) = 0.
+      x_.lse[i] = lse == -kInfinity<T> ? T(0) : lse;
+      x_.residual[i] =
+          inside ? row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) : T(0);
+      if (inside && p.grad_logsumexp)
+        x_.delta[i] -= row_value<T>(p.grad_logsumexp, dlse_offset, t.query + i);
     }
   }
 
@@ -151,16 +183,19 @@ class BackwardTask {
     const BackwardProblem& p = problem_;
     const Visibility seen = additive_tile<T>(p, t, x_.additive, x_.spare);
     if (seen == Visibility::kNone) return;
-    const int64_t width = x_.width, head_columns = plan_.head_columns, value_columns = plan_.value_columns;
+    const int64_t width = x_.width, head_columns = plan_.head_columns,
+                  value_columns = plan_.value_columns;
     const bool needs_ds = p.grad_query || p.grad_key || p.grad_bias;
 
     // s^T = k q^T,  dp^T = v do^T
     const int64_t row = t.key - key_begin_;
-    const Rows<const T> k{k_.data + row * k_.stride, k_.stride}, v{v_.data + row * v_.stride, v_.stride};
-    tile_product<T, false>(t.keys, width, p.head_size, {k.data, k.stride, 1}, {x_.q_transposed, width}, {x_.p, width});
+    const Rows<const T> k{k_.data + row * k_.stride, k_.stride},
+        v{v_.data + row * v_.stride, v_.stride};
+    tile_product<T, false>(t.keys, width, p.head_size, {k.data, k.stride, 1},
+                           {x_.q_transposed, width}, {x_.p, width});
     if (needs_ds && p.grad_output) {
-      tile_product<T, false>(t.keys, width, p.value_head_size, {v.data, v.stride, 1}, {x_.dO_transposed, width},
-                             {x_.ds, width});
+      tile_product<T, false>(t.keys, width, p.value_head_size, {v.data, v.stride, 1},
+                             {x_.dO_transposed, width}, {x_.ds, width});
     } else {
       fill_zero(x_.ds, t.keys * width);
     }
@@ -176,9 +211,11 @@ class BackwardTask {
       weighted_sum<T>(t.keys, head_columns, t.queries, {x_.ds, width, 1}, seen, x_.additive, q_,
                       {x_.dk + row * head_columns, head_columns}, x_.spare);
     if (p.grad_query)  // dq += ds k
-      weighted_sum<T>(t.queries, head_columns, t.keys, {x_.ds, 1, width}, seen, x_.additive, k, {x_.dq, head_columns},
-                      x_.spare);
-    if (p.grad_bias) add_bias_gradient<T>(t, x_.ds, dbias_, p.grad_bias.row_stride, p.grad_bias.col_stride, x_.spare);
+      weighted_sum<T>(t.queries, head_columns, t.keys, {x_.ds, 1, width}, seen, x_.additive, k,
+                      {x_.dq, head_columns}, x_.spare);
+    if (p.grad_bias)
+      add_bias_gradient<T>(t, x_.ds, dbias_, p.grad_bias.row_stride, p.grad_bias.col_stride,
+                           x_.spare);
   }
 
   // p = exp((c s + b - lse) - residual),  ds = p (dp - delta), both 0 where hidden.
@@ -188,14 +225,19 @@ class BackwardTask {
     const V scale = V::fill(static_cast<T>(problem_.scale));
     const V hidden = V::fill(-kInfinity<T>);
     for (int64_t i = 0; i < x_.width; i += V::kSize) {
-      const V lse = V::load(x_.lse + i), residual = V::load(x_.residual + i), delta = V::load(x_.delta + i);
+      const V lse = V::load(x_.lse + i), residual = V::load(x_.residual + i),
+              delta = V::load(x_.delta + i);
       for (int64_t j = 0; j < keys; ++j) {
         const int64_t entry = j * x_.width + i;
         V s = V::load(x_.p + entry);
         s = kAdditive ? masked_score(s, scale, V::load(x_.additive + entry)) : s * scale;
-        const V p = exp((s - lse) - residual);
+        V p = exp((s - lse) - residual);
         V ds = p * (V::load(x_.ds + entry) - delta);
-        if constexpr (kAdditive) ds = if_equal(V::load(x_.additive + entry), hidden, V::fill(0), ds);
+        if constexpr (kAdditive) {  // also in rows whose lse, or dp or delta, is inf or NaN
+          const V additive = V::load(x_.additive + entry);
+          p = if_equal(additive, hidden, V::fill(0), p);
+          ds = if_equal(additive, hidden, V::fill(0), ds);
+        }
         p.store(x_.p + entry);
         ds.store(x_.ds + entry);
       }
@@ -204,11 +246,14 @@ class BackwardTask {
 
   void write_key_gradients(int64_t head, int64_t query_chunk, int64_t chunk) {
     const BackwardProblem& p = problem_;
-    const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out, T* partial) {
+    const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out,
+                           T* partial) {
       if (partial)
-        __builtin_memcpy(partial + key_begin_ * columns, sums, static_cast<size_t>(chunk * columns) * sizeof(T));
+        __builtin_memcpy(partial + key_begin_ * columns, sums,
+                         static_cast<size_t>(chunk * columns) * sizeof(T));
       else
-        write_rows<T>(sums, columns, chunk, cols, factor, out, head_offset(p, out, head, p.group), key_begin_);
+        write_rows<T>(sums, columns, chunk, cols, factor, out, head_offset(p, out, head, p.group),
+                      key_begin_);
     };
     if (p.grad_key)
       write(x_.dk, plan_.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
@@ -226,75 +271,6 @@ class BackwardTask {
   Rows<const T> k_{}, v_{}, q_{}, dO_{};
   T* dbias_ = nullptr;
 };
-
-// ---- what the cells left incomplete, after a wave ----
-
-// x(rows) = factor * (partial 0 + partial 1 + …), `step` elements apart, for one block of rows.
-template <class T>
-void reduce_rows(const T* partial, int64_t step, int64_t count, int64_t rows, int64_t columns, int64_t cols, T factor,
-                 const Operand& x, int64_t offset, int64_t row, T* sum) {
-  partial += row * columns;
-  for (int64_t i = 0; i < rows * columns; ++i) sum[i] = partial[i];
-  for (int64_t chunk = 1; chunk < count; ++chunk) {
-    partial += step;
-    for (int64_t i = 0; i < rows * columns; ++i) sum[i] += partial[i];
-  }
-  write_rows<T>(sum, columns, rows, cols, factor, x, offset, row);
-}
-
-template <class T>
-void reduce_query_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
-                            int64_t first, int64_t heads) {
-  const int64_t tiles = divide_up(p.query_length, kTileQueries);
-  const int64_t bytes = kTileQueries * plan.head_columns * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(heads * p.group * tiles, bytes, [&](int64_t task, void* scratch) {
-    const int64_t row = task % tiles * kTileQueries, in_wave = task / tiles / p.group;
-    const int64_t in_group = task / tiles % p.group;
-    const int64_t offset = head_offset(p, p.grad_query, (first + in_wave) * p.group + in_group);
-    reduce_rows<T>(partials.dq(plan, p, in_wave, in_group, 0), p.query_length * plan.head_columns, plan.keys.count,
-                   smaller(kTileQueries, p.query_length - row), plan.head_columns, p.head_size,
-                   static_cast<T>(p.scale), p.grad_query, offset, row, static_cast<T*>(scratch));
-  });
-}
-
-template <class T>
-void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
-                          int64_t first, int64_t heads) {
-  const int64_t columns = larger(plan.head_columns, plan.value_columns);
-  const int64_t bytes = p.key_length * columns * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(heads, bytes, [&](int64_t in_wave, void* scratch) {
-    const int64_t head = (first + in_wave) * p.group;
-    T* sum = static_cast<T*>(scratch);
-    if (plan.dk_partial)
-      reduce_rows<T>(partials.dk(plan, p, in_wave, 0), p.key_length * plan.head_columns, plan.queries.count,
-                     p.key_length, plan.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
-                     head_offset(p, p.grad_key, head, p.group), 0, sum);
-    if (plan.dv_partial)
-      reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns, plan.queries.count,
-                     p.key_length, plan.value_columns, p.value_head_size, T(1), p.grad_value,
-                     head_offset(p, p.grad_value, head, p.group), 0, sum);
-  });
-}
-
-// Element by element over all heads and cells of the wave, in their order: slices that several heads share add up
-// in index order.
-template <class T>
-void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan, BackwardPartials<T> partials,
-                          int64_t first, int64_t heads) {
-  constexpr int64_t kBlockElements = 1024;
-  const int64_t blocks = divide_up(plan.bias_slice, kBlockElements);
-  parallel_tasks(blocks, 0, [&](int64_t block, void*) {
-    const int64_t begin = block * kBlockElements, count = smaller(kBlockElements, plan.bias_slice - begin);
-    for (int64_t head = 0; head < heads * p.group; ++head) {
-      T* out = static_cast<T*>(p.grad_bias.data) + begin +
-               head_offset(p, p.grad_bias, first * p.group + head);
-      for (int64_t cell = 0; cell < plan.cells(); ++cell) {
-        const T* in = partials.bias(plan, head / p.group, head % p.group, cell) + begin;
-        for (int64_t i = 0; i < count; ++i) out[i] += in[i];
-      }
-    }
-  });
-}
 
 template <class T>
 void run_backward(const BackwardProblem& p) {

@@ -3,9 +3,9 @@
 // A head is a grid of key chunks x query chunks. A task takes one cell and computes, tile by tile,
 //   dk, dv of its keys (kept in scratch, complete when there is one query chunk)
 //   dq of its queries (complete when there is one key chunk)
-// What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order of the chunks.
-// Heads are taken in waves so that all partial buffers together stay within a fixed size. Everything here depends on
-// the sizes of the problem alone, never on the number of threads.
+// What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order
+// of the chunks. Heads are taken in waves so that all partial buffers together stay within a fixed
+// size. Everything here depends on the sizes of the problem alone, never on the number of threads.
 #pragma once
 
 #include "cpu/kernels/tiles.h"
@@ -13,14 +13,17 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// A chunk less is a partial buffer less to write and to add up; a chunk more is work for another thread.
+// A chunk less is a partial buffer less to write and to add up; a chunk more is work for another
+// thread.
 constexpr int64_t kMostChunks = 8;
 constexpr int64_t kKeyChunk = 4 * kTileKeys;
 constexpr int64_t kQueryChunk = 6 * kTileQueries;
-constexpr int64_t kPartialBytes = 32 << 20;       // of one wave, unless a single head needs more
-constexpr int64_t kLargestPrivateSlice = 1 << 16;  // elements of a full bias gradient that a task may keep to itself
+constexpr int64_t kPartialBytes = 32 << 20;  // of one wave, unless a single head needs more
+constexpr int64_t kLargestPrivateSlice =
+    1 << 16;  // elements of a full bias gradient that a task may keep to itself
 
-// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty chunk.
+// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty
+// chunk.
 struct Chunks {
   int64_t size;
   int64_t count;
@@ -37,7 +40,8 @@ struct Chunks {
 enum class BiasGradient {
   kNone,
   kPrivate,  // each cell sums a slice of its own; slices are added in the order of heads and cells
-  kDirect,   // a large N x M slice: cells write disjoint parts of it; heads that share one take turns
+  kDirect,   // a large N x M slice: cells write disjoint parts of it; heads that share one take
+             // turns
 };
 
 template <class T>
@@ -56,7 +60,9 @@ struct BackwardPlan {
   int64_t wave = 1;          // key heads at a time
 
   TORCH_EXT_INLINE int64_t cells() const { return keys.count * queries.count; }
-  TORCH_EXT_INLINE int64_t partial() const { return dq_partial + dk_partial + dv_partial + bias_partial; }
+  TORCH_EXT_INLINE int64_t partial() const {
+    return dq_partial + dk_partial + dv_partial + bias_partial;
+  }
 
   explicit TORCH_EXT_INLINE BackwardPlan(const BackwardProblem& p) {
     const int64_t n = p.query_length, m = p.key_length;
@@ -73,10 +79,12 @@ struct BackwardPlan {
     if (p.grad_bias && n > 0 && m > 0) {
       const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
       bias_slice = 1 + (n - 1) * p.grad_bias.row_stride + (m - 1) * p.grad_bias.col_stride;
-      bias = full && bias_slice > kLargestPrivateSlice ? BiasGradient::kDirect : BiasGradient::kPrivate;
+      bias = full && bias_slice > kLargestPrivateSlice ? BiasGradient::kDirect
+                                                       : BiasGradient::kPrivate;
       if (bias == BiasGradient::kPrivate) bias_partial = p.group * cells() * bias_slice;
       for (int d = 0; d < p.leading_dims; ++d)
-        take_turns |= bias == BiasGradient::kDirect && p.leading_sizes[d] > 1 && p.grad_bias.leading_strides[d] == 0;
+        take_turns |= bias == BiasGradient::kDirect && p.leading_sizes[d] > 1 &&
+                      p.grad_bias.leading_strides[d] == 0;
     }
     const int64_t bytes = partial() * static_cast<int64_t>(sizeof(T));
     wave = take_turns ? 1 : bytes == 0 ? p.key_heads() : larger(1, kPartialBytes / bytes);
@@ -89,19 +97,23 @@ template <class T>
 struct BackwardPartials {
   T* start;  // wave x plan.partial() elements
 
-  TORCH_EXT_INLINE T* dq(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t in_group,
-                         int64_t key_chunk) const {
+  TORCH_EXT_INLINE T* dq(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave,
+                         int64_t in_group, int64_t key_chunk) const {
     return start + in_wave * plan.partial() +
            (in_group * plan.keys.count + key_chunk) * p.query_length * plan.head_columns;
   }
-  TORCH_EXT_INLINE T* dk(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t query_chunk) const {
-    return start + in_wave * plan.partial() + plan.dq_partial + query_chunk * p.key_length * plan.head_columns;
+  TORCH_EXT_INLINE T* dk(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave,
+                         int64_t query_chunk) const {
+    return start + in_wave * plan.partial() + plan.dq_partial +
+           query_chunk * p.key_length * plan.head_columns;
   }
-  TORCH_EXT_INLINE T* dv(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave, int64_t query_chunk) const {
+  TORCH_EXT_INLINE T* dv(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave,
+                         int64_t query_chunk) const {
     return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial +
            query_chunk * p.key_length * plan.value_columns;
   }
-  TORCH_EXT_INLINE T* bias(const BackwardPlan<T>& plan, int64_t in_wave, int64_t in_group, int64_t cell) const {
+  TORCH_EXT_INLINE T* bias(const BackwardPlan<T>& plan, int64_t in_wave, int64_t in_group,
+                           int64_t cell) const {
     return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial + plan.dv_partial +
            (in_group * plan.cells() + cell) * plan.bias_slice;
   }

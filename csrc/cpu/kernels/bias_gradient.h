@@ -1,15 +1,19 @@
-// Sums a tile of score gradients into the gradient of a bias, over the dimensions the bias was broadcast along.
+// Sums a tile of score gradients into the gradient of a bias, over the dimensions the bias was
+// broadcast along.
 #pragma once
 
 #include "cpu/kernels/scores.h"
+#include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// out(i, j) += ds(i, j), out(i, j) at out[i * row + j * col] with stride 0 where broadcast. ds lies transposed, keys
-// down; entries beyond `queries` are ignored. `spare` holds the tile the other way round.
+// out(i, j) += ds(i, j), out(i, j) at out[i * row + j * col] with stride 0 where broadcast. ds lies
+// transposed, keys down; entries beyond `queries` are ignored. `spare` holds the tile the other way
+// round.
 template <class T>
-void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int64_t col, T* spare) {
+void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int64_t col,
+                       T* spare) {
   out += t.query * row + t.key * col;
   if (row != 0 && col != 0) {
     transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, kTileKeys);

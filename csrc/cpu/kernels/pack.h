@@ -1,7 +1,8 @@
-// Between the tensors as they lie in memory (any dtype, any strides) and tiles of the accumulation type T.
+// Between the tensors as they lie in memory (any dtype, any strides) and tiles of the accumulation
+// type T.
 //
-// A tile is converted once, when it is packed; gradients and outputs are rounded once, when they are written.
-// Bool packs as an additive mask: true is 0, false is -inf.
+// A tile is converted once, when it is packed; gradients and outputs are rounded once, when they
+// are written. Bool packs as an additive mask: true is 0, false is -inf.
 #pragma once
 
 #include "attention/problem.h"
@@ -21,7 +22,9 @@ struct Float16 {
 TORCH_EXT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 TORCH_EXT_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 TORCH_EXT_INLINE int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-TORCH_EXT_INLINE int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
+TORCH_EXT_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+  return divide_up(n, multiple) * multiple;
+}
 
 // ---- one element ----
 
@@ -72,7 +75,8 @@ TORCH_EXT_INLINE void narrow(float x, Float16* out) {
   out->bits = static_cast<uint16_t>(_mm_extract_epi16(half, 0));
 }
 
-// ---- a square block, the unit of transposition: 8 floats or 4 doubles a row, in AVX registers ----
+// ---- a square block, the unit of transposition: 8 floats or 4 doubles a row, in AVX registers
+// ----
 
 TORCH_EXT_INLINE __m256 load_block_row(const float* p) { return _mm256_loadu_ps(p); }
 TORCH_EXT_INLINE __m256d load_block_row(const double* p) { return _mm256_loadu_pd(p); }
@@ -105,7 +109,8 @@ TORCH_EXT_INLINE void transpose_block(const __m256 (&rows)[8], float* out, int64
   TORCH_EXT_UNROLL
   for (int i = 0; i < 4; ++i) {
     _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
-    _mm256_storeu_ps(out + (i + 4) * out_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+    _mm256_storeu_ps(out + (i + 4) * out_stride,
+                     _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
   }
 }
 TORCH_EXT_INLINE void transpose_block(const __m256d (&rows)[4], double* out, int64_t out_stride) {
@@ -174,10 +179,12 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
         transpose_block(block, out + c * out_stride + r, out_stride);
       }
       for (; c < cols; ++c)
-        for (int i = 0; i < kLanes; ++i) out[c * out_stride + r + i] = widen<T>(in.data[(r + i) * in.row + c]);
+        for (int i = 0; i < kLanes; ++i)
+          out[c * out_stride + r + i] = widen<T>(in.data[(r + i) * in.row + c]);
     }
   for (; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
+    for (int64_t c = 0; c < cols; ++c)
+      out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
 }
 
 // Calls use(S()) with the storage type S of a dtype that may accompany the accumulation type T.
@@ -202,14 +209,16 @@ TORCH_EXT_INLINE void with_storage(DType dtype, const Use& use) {
 
 // Where a head of an operand starts, as (row, col) of type S.
 template <class S>
-TORCH_EXT_INLINE Strided<const S> at(const Operand& x, int64_t offset, int64_t row, int64_t col = 0) {
-  return {static_cast<const S*>(x.data) + offset + row * x.row_stride + col * x.col_stride, x.row_stride,
-          x.col_stride};
+TORCH_EXT_INLINE Strided<const S> at(const Operand& x, int64_t offset, int64_t row,
+                                     int64_t col = 0) {
+  return {static_cast<const S*>(x.data) + offset + row * x.row_stride + col * x.col_stride,
+          x.row_stride, x.col_stride};
 }
 
 // Rows [row, row + rows) of a head as a tile with `stride` columns, zero beyond `cols`.
 template <class T>
-void pack_rows(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols, T* out, int64_t stride) {
+void pack_rows(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols, T* out,
+               int64_t stride) {
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
     if constexpr (!__is_same(S, bool)) {
@@ -226,21 +235,23 @@ void pack_rows(const Operand& x, int64_t offset, int64_t row, int64_t rows, int6
 
 // The transpose of rows [row, row + rows): `cols` rows of `stride` elements, zero beyond `rows`.
 template <class T>
-void pack_transposed(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols, T* out,
-                     int64_t stride) {
+void pack_transposed(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols,
+                     T* out, int64_t stride) {
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
-    if constexpr (!__is_same(S, bool)) transpose_tile<T, S>(at<S>(x, offset, row), rows, cols, out, stride);
+    if constexpr (!__is_same(S, bool))
+      transpose_tile<T, S>(at<S>(x, offset, row), rows, cols, out, stride);
   });
   for (int64_t c = 0; c < cols; ++c)
     for (int64_t r = rows; r < stride; ++r) out[c * stride + r] = 0;
 }
 
-// The same rows without a copy where they can be read in place; `whole_vectors`: they must be readable as rows of
-// whole vectors, so `cols` itself must be a number of them.
+// The same rows without a copy where they can be read in place; `whole_vectors`: they must be
+// readable as rows of whole vectors, so `cols` itself must be a number of them.
 template <class T>
-TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t offset, int64_t row, int64_t rows,
-                                                       int64_t cols, bool whole_vectors, T* buffer) {
+TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t offset,
+                                                       int64_t row, int64_t rows, int64_t cols,
+                                                       bool whole_vectors, T* buffer) {
   const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
   if (same_type && x.col_stride == 1 && (!whole_vectors || cols % Vec<T>::kSize == 0))
     return {at<T>(x, offset, row).data, x.row_stride};
@@ -251,8 +262,8 @@ TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t
 
 // x(r, c) = tile[r * stride + c] * factor, rounded once.
 template <class T>
-void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor, const Operand& x,
-                int64_t offset, int64_t row) {
+void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
+                const Operand& x, int64_t offset, int64_t row) {
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
     if constexpr (!__is_same(S, bool)) {
@@ -268,7 +279,8 @@ void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T fac
   });
 }
 
-// Element `row` of a per-row vector (logsumexp and its kin): T for the 64-bit and 32-bit types, float for 16-bit.
+// Element `row` of a per-row vector (logsumexp and its kin): T for the 64-bit and 32-bit types,
+// float for 16-bit.
 template <class T>
 TORCH_EXT_INLINE T& row_value(const Operand& x, int64_t offset, int64_t row) {
   return static_cast<T*>(x.data)[offset + row * x.row_stride];

@@ -1,7 +1,9 @@
-// What is added to a tile of scores: mask, bias and causal limit as one additive tile, -inf where hidden.
+// What is added to a tile of scores: mask, bias and causal limit as one additive tile, -inf where
+// hidden.
 //
-// Tiles of scores lie transposed, keys down and queries across: element (query i, key j) at [j * stride + i].
-// So the softmax runs down the columns, a whole vector of queries at a time, without horizontal operations.
+// Tiles of scores lie transposed, keys down and queries across: element (query i, key j) at [j *
+// stride + i]. So the softmax runs down the columns, a whole vector of queries at a time, without
+// horizontal operations.
 #pragma once
 
 #include "cpu/kernels/pack.h"
@@ -9,8 +11,8 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Queries [query, query + queries) against keys [key, key + keys) of one head. `width` is `queries` rounded up to
-// whole vectors, and the stride of the tile.
+// Queries [query, query + queries) against keys [key, key + keys) of one head. `width` is `queries`
+// rounded up to whole vectors, and the stride of the tile.
 struct TileRange {
   int64_t head;  // query head
   int64_t query, queries, width;
@@ -22,12 +24,14 @@ TORCH_EXT_INLINE int64_t visible_key_end(const Problem& p, int64_t query_end) {
   return p.is_causal ? smaller(p.key_length, query_end) : p.key_length;
 }
 // The first query that sees `key` or a later one.
-TORCH_EXT_INLINE int64_t visible_query_begin(const Problem& p, int64_t key) { return p.is_causal ? key : 0; }
+TORCH_EXT_INLINE int64_t visible_query_begin(const Problem& p, int64_t key) {
+  return p.is_causal ? key : 0;
+}
 
 enum class Visibility {
-  kAll,     // nothing to add, nothing hidden
-  kSome,    // add the additive tile
-  kNone,    // every entry is hidden: skip the tile
+  kAll,   // nothing to add, nothing hidden
+  kSome,  // add the additive tile
+  kNone,  // every entry is hidden: skip the tile
 };
 
 template <class T>
@@ -39,8 +43,8 @@ void pack_additive(const Operand& x, const Problem& p, const TileRange& t, T* ou
   });
 }
 
-// Fills `additive` (keys x width) unless nothing of the tile needs it. Columns beyond `queries` are hidden.
-// `spare` has the size of the tile.
+// Fills `additive` (keys x width) unless nothing of the tile needs it. Columns beyond `queries` are
+// hidden. `spare` has the size of the tile.
 template <class T>
 Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* spare) {
   using V = Vec<T>;
@@ -68,7 +72,8 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
     if (on_diagonal) {  // hidden where i < j
       const V limit = V::fill(static_cast<T>(t.key + j - t.query));
       for (int64_t i = 0; i < t.width; i += V::kSize)
-        if_less(V::fill(static_cast<T>(i)) + V::iota(), limit, hidden, V::load(row + i)).store(row + i);
+        if_less(V::fill(static_cast<T>(i)) + V::iota(), limit, hidden, V::load(row + i))
+            .store(row + i);
     }
     for (int64_t i = 0; i < t.width; i += V::kSize)
       none = none && equal_lanes(V::load(row + i), hidden) == (1u << V::kSize) - 1;
@@ -76,7 +81,8 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
   return none ? Visibility::kNone : Visibility::kSome;
 }
 
-// s scale + additive; exactly -inf where the additive tile hides, whatever s is (inf and NaN included).
+// s scale + additive; exactly -inf where the additive tile hides, whatever s is (inf and NaN
+// included).
 template <class T>
 TORCH_EXT_INLINE Vec<T> masked_score(Vec<T> s, Vec<T> scale, Vec<T> additive) {
   const Vec<T> hidden = Vec<T>::fill(-kInfinity<T>);
@@ -94,12 +100,13 @@ bool all_finite(const T* row, int64_t count) {
   return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
 }
 
-// C += A B, where A is a tile of weights (or its gradient) and `additive` the tile with the same layout. A hidden
-// entry is absent: 0 times inf must not reach C. Rows of B that hold inf or NaN are therefore left out of the
-// product and added for the visible entries alone. `spare` holds depth x columns.
+// C += A B, where A is a tile of weights (or its gradient) and `additive` the tile with the same
+// layout. A hidden entry is absent: 0 times inf must not reach C. Rows of B that hold inf or NaN
+// are therefore left out of the product and added for the visible entries alone. `spare` holds
+// depth x columns.
 template <class T>
-void tile_product_hidden(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, const T* additive,
-                         Rows<const T> b, Rows<T> c, T* spare) {
+void tile_product_hidden(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a,
+                         const T* additive, Rows<const T> b, Rows<T> c, T* spare) {
   bool finite = true;
   for (int64_t k = 0; k < depth && finite; ++k) finite = all_finite(b.data + k * b.stride, columns);
   if (finite) return tile_product<T, true>(rows, columns, depth, a, b, c);
@@ -123,8 +130,9 @@ void tile_product_hidden(int64_t rows, int64_t columns, int64_t depth, Broadcast
 
 // C += A B; the tile's visibility says whether hidden entries need care.
 template <class T>
-TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Visibility seen,
-                                   const T* additive, Rows<const T> b, Rows<T> c, T* spare) {
+TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a,
+                                   Visibility seen, const T* additive, Rows<const T> b, Rows<T> c,
+                                   T* spare) {
   if (seen == Visibility::kAll)
     tile_product<T, true>(rows, columns, depth, a, b, c);
   else

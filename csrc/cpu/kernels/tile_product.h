@@ -1,9 +1,11 @@
 // The one matrix product of all kernels: C (=, +=) A B on tiles that fit the caches.
 //
-// A is read one element at a time and broadcast, so it may have any strides: the same code multiplies by a tile
-// or by its transpose, and keys and values are used where they lie, without packing. B and C are rows of whole
-// vectors. Every element of C is one chain of fused multiply-adds over the depth, from 0 upwards, whatever the
-// shape of the register block: the bits depend on the operands alone.
+// A is read one element at a time and broadcast, so it may have any strides: the same code
+// multiplies by a tile or by its transpose, and keys and values are used where they lie, without
+// packing. B and C are rows of whole vectors. Every element of A B is a sum of chains of kChain
+// fused multiply-adds that start at 0, whatever the shape of the register block: the bits depend on
+// the operands alone. Chains are added to C as they end, so that long sums have the error of a
+// blocked sum, not of one long chain.
 #pragma once
 
 #include "cpu/kernels/vec.h"
@@ -19,19 +21,22 @@ struct Broadcast {
   int64_t depth;
 };
 
-// Rows of vectors: element (k, j) at data[k * stride + j], readable up to a whole number of vectors.
+// Rows of vectors: element (k, j) at data[k * stride + j], readable up to a whole number of
+// vectors.
 template <class T>
 struct Rows {
   T* data;
   int64_t stride;
 };
 
-// Rows of C kept in registers for a panel of `vectors` vectors. What limits it: rows * vectors accumulators, the
-// vectors of one row of B and one broadcast element must fit 32 (AVX-512) or 16 (AVX2) registers, and at least 8
-// accumulators are needed to hide the latency of the multiply-add.
+// Rows of C kept in registers for a panel of `vectors` vectors. What limits it: rows * vectors
+// accumulators, the vectors of one row of B and one broadcast element must fit 32 (AVX-512) or 16
+// (AVX2) registers, and at least 8 accumulators are needed to hide the latency of the multiply-add.
 #ifdef __AVX512F__
 constexpr int kPanelVectors = 4;
-constexpr int block_rows(int vectors) { return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6; }
+constexpr int block_rows(int vectors) {
+  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6;
+}
 #else
 constexpr int kPanelVectors = 2;
 constexpr int block_rows(int vectors) { return vectors == 1 ? 8 : 6; }
@@ -44,8 +49,7 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T
   TORCH_EXT_UNROLL
   for (int i = 0; i < kRows; ++i) {
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kVectors; ++j)
-      sum[i][j] = kAccumulate ? Vec<T>::load(c.data + i * c.stride + j * kSize) : Vec<T>::fill(0);
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = Vec<T>::fill(0);
   }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> row[kVectors];
@@ -63,14 +67,18 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T
   TORCH_EXT_UNROLL
   for (int i = 0; i < kRows; ++i) {
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kVectors; ++j) sum[i][j].store(c.data + i * c.stride + j * kSize);
+    for (int j = 0; j < kVectors; ++j) {
+      T* out = c.data + i * c.stride + j * kSize;
+      if constexpr (kAccumulate) sum[i][j] = Vec<T>::load(out) + sum[i][j];
+      sum[i][j].store(out);
+    }
   }
 }
 
 // One panel of columns, from top to bottom in blocks of block_rows, then 4, 2 and 1 rows.
 template <class T, int kVectors, bool kAccumulate>
-__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<T> a, Rows<const T> b,
-                                              Rows<T> c) {
+__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<T> a,
+                                              Rows<const T> b, Rows<T> c) {
   const auto advance = [&](int64_t n) {
     a.data += n * a.row;
     c.data += n * c.stride;
@@ -92,9 +100,10 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
   if (rows >= 1) multiply_block<T, 1, kVectors, kAccumulate>(depth, a, b, c);
 }
 
-// C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of Vec<T>::kSize.
+// The panels of one chain.
 template <class T, bool kAccumulate>
-void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b, Rows<T> c) {
+void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b,
+                    Rows<T> c) {
   constexpr int kSize = Vec<T>::kSize;
   int64_t vectors = columns / kSize;
   const auto advance = [&](int64_t n) {
@@ -111,6 +120,21 @@ void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, 
     if (vectors == 2) return multiply_panel<T, 2, kAccumulate>(rows, depth, a, b, c);
   }
   if (vectors == 1) multiply_panel<T, 1, kAccumulate>(rows, depth, a, b, c);
+}
+
+constexpr int64_t kChain = 64;
+
+// C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of
+// Vec<T>::kSize.
+template <class T, bool kAccumulate>
+void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b,
+                  Rows<T> c) {
+  const auto length = [](int64_t left) { return left < kChain ? left : kChain; };
+  multiply_chain<T, kAccumulate>(rows, columns, length(depth), a, b, c);
+  for (int64_t k = kChain; k < depth; k += kChain)
+    multiply_chain<T, true>(rows, columns, length(depth - k),
+                            {a.data + k * a.depth, a.row, a.depth},
+                            {b.data + k * b.stride, b.stride}, c);
 }
 
 }  // namespace

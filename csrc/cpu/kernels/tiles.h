@@ -1,5 +1,5 @@
-// Tile sizes and the memory of one thread. Sizes depend on the problem alone, never on the number of threads:
-// they fix the order of every sum.
+// Tile sizes and the memory of one thread. Sizes depend on the problem alone, never on the number
+// of threads: they fix the order of every sum.
 #pragma once
 
 #include "cpu/kernels/pack.h"
@@ -7,13 +7,14 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Queries of a tile: one panel of registers wide for float with AVX-512, a few panels elsewhere. The keys of a tile
-// are a multiple of the rows of every register block (6 and 12), and the scores, 64 x 96, stay in the level-1 cache.
+// Queries of a tile: one panel of registers wide for float with AVX-512, a few panels elsewhere.
+// The keys of a tile are a multiple of the rows of every register block (6 and 12), and the scores,
+// 64 x 96, stay in the level-1 cache.
 constexpr int64_t kTileQueries = 64;
 constexpr int64_t kTileKeys = 96;
 
-// Hands out 64-byte aligned pieces of a thread's scratch. Without a start it only counts bytes, so that the size is
-// computed by the code that lays the pieces out.
+// Hands out 64-byte aligned pieces of a thread's scratch. Without a start it only counts bytes, so
+// that the size is computed by the code that lays the pieces out.
 class Scratch {
  public:
   explicit TORCH_EXT_INLINE Scratch(void* start) : start_(static_cast<char*>(start)) {}

@@ -1,7 +1,9 @@
-// The only file with intrinsics of arithmetic: one vector of float or double at the width of this ISA level.
+// The only file with intrinsics of arithmetic: one vector of float or double at the width of this
+// ISA level.
 //
-// torch's own Vectorized<T> was not used because it has no exponential without Sleef, which the torch wheels do
-// not export, and no way to fill a whole register array that GCC keeps in registers.
+// torch's own Vectorized<T> was not used because it has no exponential without Sleef, which the
+// torch wheels do not export, and no way to fill a whole register array that GCC keeps in
+// registers.
 #pragma once
 
 #include <immintrin.h>
@@ -62,13 +64,15 @@ TORCH_EXT_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return {_mm512_
 TORCH_EXT_INLINE Vec<float> if_equal(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), no.v, yes.v)};
 }
-TORCH_EXT_INLINE Vec<double> if_equal(Vec<double> a, Vec<double> b, Vec<double> yes, Vec<double> no) {
+TORCH_EXT_INLINE Vec<double> if_equal(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                      Vec<double> no) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), no.v, yes.v)};
 }
 TORCH_EXT_INLINE Vec<float> if_less(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
-TORCH_EXT_INLINE Vec<double> if_less(Vec<double> a, Vec<double> b, Vec<double> yes, Vec<double> no) {
+TORCH_EXT_INLINE Vec<double> if_less(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                     Vec<double> no) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
 }
 // Bit i: lane i of a equals lane i of b.
@@ -129,13 +133,15 @@ TORCH_EXT_INLINE Vec<double> min(Vec<double> a, Vec<double> b) { return {_mm256_
 TORCH_EXT_INLINE Vec<float> if_equal(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ))};
 }
-TORCH_EXT_INLINE Vec<double> if_equal(Vec<double> a, Vec<double> b, Vec<double> yes, Vec<double> no) {
+TORCH_EXT_INLINE Vec<double> if_equal(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                      Vec<double> no) {
   return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ))};
 }
 TORCH_EXT_INLINE Vec<float> if_less(Vec<float> a, Vec<float> b, Vec<float> yes, Vec<float> no) {
   return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
-TORCH_EXT_INLINE Vec<double> if_less(Vec<double> a, Vec<double> b, Vec<double> yes, Vec<double> no) {
+TORCH_EXT_INLINE Vec<double> if_less(Vec<double> a, Vec<double> b, Vec<double> yes,
+                                     Vec<double> no) {
   return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_LT_OQ))};
 }
 // Bit i: lane i of a equals lane i of b.
@@ -151,15 +157,17 @@ TORCH_EXT_INLINE Vec<float> round(Vec<float> a) {
 TORCH_EXT_INLINE Vec<double> round(Vec<double> a) {
   return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// a * 2^n for integer n within twice the exponent range. Two factors, the first of them exact, so that the
-// result is rounded once, also into the denormals.
+// a * 2^n for integer n within twice the exponent range. Two factors, the first of them exact, so
+// that the result is rounded once, also into the denormals.
 TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
   const __m256i whole = _mm256_cvtps_epi32(n.v);
   const __m256i half = _mm256_srai_epi32(whole, 1);
   const __m256i bias = _mm256_set1_epi32(127);
   const __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-  const __m256i second = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
-  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))};
+  const __m256i second =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
+  return {
+      _mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))};
 }
 TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> n) {
   const __m128i whole = _mm256_cvtpd_epi32(n.v);
@@ -168,12 +176,14 @@ TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> n)
   const __m256i first = _mm256_slli_epi64(_mm256_add_epi64(_mm256_cvtepi32_epi64(half), bias), 52);
   const __m256i second = _mm256_slli_epi64(
       _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_sub_epi32(whole, half)), bias), 52);
-  return {_mm256_mul_pd(_mm256_mul_pd(a.v, _mm256_castsi256_pd(first)), _mm256_castsi256_pd(second))};
+  return {
+      _mm256_mul_pd(_mm256_mul_pd(a.v, _mm256_castsi256_pd(first)), _mm256_castsi256_pd(second))};
 }
 
 #endif
 
-// Vector types of the compiler already carry + - *; a fused multiply-add is always asked for by name.
+// The compiler's vector types carry + - *. It must not fuse them (-ffp-contract=off): forward and
+// backward have to compute the same scores, so a fused multiply-add is always asked for by name.
 template <class T>
 TORCH_EXT_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
   return {a.v + b.v};
@@ -197,8 +207,9 @@ TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
   return sum;
 }
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; ln 2 in two parts so that r is exact (Cody and
-// Waite). Error at most 1 ulp over the whole range, denormal results included; -inf gives 0, NaN gives NaN.
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; ln 2 in two parts so that r is exact
+// (Cody and Waite). Error at most 1 ulp over the whole range, denormal results included; -inf gives
+// 0, NaN gives NaN.
 TORCH_EXT_INLINE Vec<float> exp(Vec<float> x) {
   // Polynomial of Cephes' expf. Bounds: below, the result rounds to 0; above, it is infinite.
   x = min(Vec<float>::fill(89.f), max(Vec<float>::fill(-104.f), x));
