@@ -1,0 +1,34 @@
+"""Scaled dot-product attention as operators of the Torch registry, forward and backward.
+
+Importing this package loads the C++ library and registers `torch.ops.torch_ext.*`. The functions
+here are thin: they name, document and type those operators, and work the same in eager mode, under
+`torch.compile(fullgraph=True)` and in `torch.jit.script`.
+
+Example:
+    >>> import torch, torch_ext
+    >>> query, key, value = (torch.randn(2, 8, 128, 64, requires_grad=True) for _ in range(3))
+    >>> output = torch_ext.attention(query, key, value, is_causal=True)
+    >>> output.sum().backward()
+"""
+
+from torch_ext import _library, nn
+from torch_ext.functional import (
+    attention,
+    attention_with_logsumexp,
+    scaled_dot_product_attention,
+)
+from torch_ext.inspection import attention_weights, plot_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "__version__",
+    "attention",
+    "attention_weights",
+    "attention_with_logsumexp",
+    "nn",
+    "plot_attention",
+    "scaled_dot_product_attention",
+]
+
+_library.load()

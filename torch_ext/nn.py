@@ -1,0 +1,298 @@
+"""Attention as modules: learned projections and positional encodings.
+
+Every module works in eager mode, under `torch.compile(fullgraph=True)` and in `torch.jit.script`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_ext.functional import attention
+
+__all__ = ["MultiheadAttention", "RotaryEmbedding", "SinusoidalPositionalEncoding"]
+
+
+class SinusoidalPositionalEncoding(nn.Module):
+    """Adds to the vector at position p: sin(p w_i) in place 2i and cos(p w_i) in place 2i + 1.
+
+    w_i = 10000^(-2i / embed_dim), in radians per position. There is nothing to learn or to store,
+    and no largest position.
+
+    Args:
+        embed_dim: size of the vectors, even.
+
+    Raises:
+        ValueError: embed_dim is not positive and even.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        _check_even("SinusoidalPositionalEncoding", "embed_dim", embed_dim)
+        self.embed_dim = embed_dim
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Returns x plus the encoding of its positions.
+
+        Args:
+            x: (..., N, embed_dim).
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            offset: added to every position, for example the number of vectors already seen.
+
+        Returns:
+            (..., N, embed_dim) in x's dtype.
+        """
+        angles = _angles(x, self.embed_dim, 10000.0, positions, offset)
+        encoding = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return x + encoding.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What print shows between the parentheses."""
+        return f"{self.embed_dim}"
+
+
+class RotaryEmbedding(nn.Module):
+    """Turns pair i of the vector at position p by the angle p w_i, w_i = base^(-2i / head_size).
+
+    Applied to queries and keys it makes their products depend on the difference of positions only;
+    it keeps the length of every vector. Nothing to learn or to store, no largest position.
+
+    Args:
+        head_size: size D of the vectors, even.
+        base: sets the slowest turn, base^(-(D - 2) / D) radians per position.
+        interleaved: which numbers form pair i. True: (2i, 2i + 1), as in the paper. False:
+            (i, i + D/2), as in GPT-NeoX and in Hugging Face's Llama checkpoints.
+
+    Raises:
+        ValueError: head_size is not positive and even.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding",
+        equations 15 and 34.
+    """
+
+    def __init__(self, head_size: int, *, base: float = 10000.0, interleaved: bool = True) -> None:
+        super().__init__()
+        _check_even("RotaryEmbedding", "head_size", head_size)
+        self.head_size = head_size
+        self.base = float(base)
+        self.interleaved = interleaved
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Returns x, turned.
+
+        Args:
+            x: (..., N, head_size), for example queries or keys (B, H, N, head_size).
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            offset: added to every position: while decoding, the number of keys already cached.
+
+        Returns:
+            (..., N, head_size) in x's dtype and x's order of dimensions in memory. 16-bit inputs
+            are turned in float32.
+        """
+        angles = _angles(x, self.head_size, self.base, positions, offset)
+        if self.interleaved:
+            angles = angles.repeat_interleave(2, dim=-1)
+            swapped = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+        else:
+            angles = torch.cat((angles, angles), dim=-1)
+            half = self.head_size // 2
+            swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        turned = x * angles.cos().to(dtype) + swapped * angles.sin().to(dtype)
+        return turned.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What print shows between the parentheses."""
+        return f"{self.head_size}, base={self.base}, interleaved={self.interleaved}"
+
+
+class MultiheadAttention(nn.Module):
+    """concat_h(attention(query W_Q_h, key W_K_h, value W_V_h)) W_O, self- and cross-attention.
+
+    W_Q, W_K, W_V and W_O are the linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj`.
+
+    `load_state_dict` also takes the state of a `torch.nn.MultiheadAttention` and then computes what
+    that module does with batch_first=True, no dropout, add_bias_kv and add_zero_attn off. One
+    difference to mind: **here, as in SDPA, a bool mask says True = attend; in
+    torch.nn.MultiheadAttention True = hide**, for `attn_mask` and for `key_padding_mask`. So
+    `attn_mask=hidden` there is `mask=~hidden` here, `key_padding_mask=padding` there is
+    `key_mask=~padding` here, and a float `attn_mask` there is `bias` here; a mask per head,
+    (B * H, N, M) there, is (B, H, N, M) here. (Asked for its weights, torch.nn gives NaN to a
+    query that sees no key; here its heads give 0, and the output is out_proj's bias.)
+
+    Args:
+        embed_dim: size of the vectors of query and of the output.
+        num_heads: heads of the query, H; divides embed_dim. Heads have size embed_dim / num_heads.
+        num_kv_heads: heads of key and value, Hkv; divides num_heads; num_heads by default. 1 is
+            multi-query attention.
+        bias: whether the four projections add a learned vector.
+        kdim: size of the vectors of key; embed_dim by default.
+        vdim: size of the vectors of value; embed_dim by default.
+        rotary: turns queries and keys by their positions, 0 .. N - 1 and 0 .. M - 1, before the
+            scores are taken; its head_size is embed_dim / num_heads.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: num_heads does not divide embed_dim, num_kv_heads does not divide num_heads,
+            or rotary is for another head size.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2; grouped heads Ainslie
+        et al. 2023, "GQA"; Shazeer 2019, "Fast Transformer Decoding".
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        bias: bool = True,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        rotary: RotaryEmbedding | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _check_divides("num_heads", num_heads, "embed_dim", embed_dim)
+        _check_divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_size = embed_dim // num_heads
+        if rotary is not None and rotary.head_size != self.head_size:
+            raise ValueError(
+                f"MultiheadAttention: expected rotary to have head size {self.head_size} "
+                f"(embed_dim / num_heads), but got {rotary.head_size}"
+            )
+        kv_dim = num_kv_heads * self.head_size
+        kdim = embed_dim if kdim is None else kdim
+        vdim = embed_dim if vdim is None else vdim
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(kdim, kv_dim, bias, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(vdim, kv_dim, bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
+        self.rotary = rotary
+        self.reset_parameters()
+        self.register_load_state_dict_pre_hook(_unpack_torch_state)  # type: ignore[no-untyped-call]
+
+    def reset_parameters(self) -> None:
+        """Weights uniform as in Glorot and Bengio 2010, added vectors 0."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Lets every query gather values from the keys that it sees.
+
+        Args:
+            query: (..., N, embed_dim).
+            key: (..., M, kdim); query by default (self-attention).
+            value: (..., M, vdim); key by default.
+            mask: bool, broadcastable to (..., H, N, M); True = attend.
+            bias: added to the scaled scores, broadcastable to (..., H, N, M); -inf hides.
+            key_mask: bool, (..., M); True = a real key, False = padding that no query sees.
+            is_causal: query i sees keys j <= i. All four together mean their intersection.
+
+        Returns:
+            (..., N, embed_dim).
+
+        Raises:
+            RuntimeError: key_mask or mask is not bool, or does not fit; or what `attention` raises.
+        """
+        if key is None:
+            key = query
+        if value is None:
+            value = key
+        if key_mask is not None:
+            if key_mask.dtype != torch.bool or key_mask.shape != key.shape[:-1]:
+                raise RuntimeError(
+                    f"MultiheadAttention: expected key_mask to be bool {list(key.shape[:-1])} "
+                    f"(True = attend), but got {key_mask.dtype} {list(key_mask.shape)}"
+                )
+            if mask is not None and mask.dtype != torch.bool:
+                raise RuntimeError(
+                    f"MultiheadAttention: expected mask to be bool (True = attend; additive masks "
+                    f"are called bias), but got {mask.dtype}"
+                )
+            visible = key_mask[..., None, None, :]
+            mask = visible if mask is None else mask & visible
+        q = self._split_heads(self.q_proj(query), self.num_heads)
+        k = self._split_heads(self.k_proj(key), self.num_kv_heads)
+        v = self._split_heads(self.v_proj(value), self.num_kv_heads)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        o = attention(q, k, v, mask=mask, bias=bias, is_causal=is_causal)
+        output: Tensor = self.out_proj(o.transpose(-3, -2).flatten(-2))
+        return output
+
+    def _split_heads(self, x: Tensor, heads: int) -> Tensor:
+        """(..., N, heads * head_size) -> (..., heads, N, head_size), a view."""
+        split: Tensor = x.unflatten(-1, (heads, self.head_size))  # type: ignore[no-untyped-call]
+        return split.transpose(-3, -2)
+
+    def extra_repr(self) -> str:
+        """What print shows between the parentheses."""
+        return f"{self.embed_dim}, {self.num_heads}, num_kv_heads={self.num_kv_heads}"
+
+
+def _unpack_torch_state(
+    module: nn.Module, state: dict[str, Any], prefix: str, *details: Any
+) -> None:
+    """Renames the entries of a torch.nn.MultiheadAttention's state, in place, before they load.
+
+    There W_Q, W_K, W_V are one matrix, in_proj_weight (3 embed_dim, embed_dim), or three,
+    q_proj_weight, k_proj_weight, v_proj_weight, and their biases one vector, in_proj_bias.
+    """
+    names = ("q_proj", "k_proj", "v_proj")
+    for kind in ("weight", "bias"):
+        packed = state.get(f"{prefix}in_proj_{kind}")
+        if packed is not None:
+            del state[f"{prefix}in_proj_{kind}"]
+            # A matrix of another size is cut in three all the same; load_state_dict then says
+            # which projection it does not fit.
+            for name, part in zip(names, packed.tensor_split(3), strict=True):
+                state[f"{prefix}{name}.{kind}"] = part
+    for name in names:
+        separate = state.pop(f"{prefix}{name}_weight", None)
+        if separate is not None:
+            state[f"{prefix}{name}.weight"] = separate
+
+
+def _angles(x: Tensor, size: int, base: float, positions: Tensor | None, offset: int) -> Tensor:
+    """Angles p base^(-2i / size) of the rows of x at positions p: (..., N, size / 2), in radians.
+
+    float64, since in float32 an angle of 100 000 radians is known to 0.008 only.
+    """
+    if positions is None:
+        positions = torch.arange(x.size(-2), device=x.device)
+    i = torch.arange(size // 2, device=x.device, dtype=torch.float64)
+    frequencies = torch.pow(base, i * (-2.0 / size))
+    return (positions + offset).to(torch.float64).unsqueeze(-1) * frequencies
+
+
+def _check_even(module: str, name: str, size: int) -> None:
+    if size <= 0 or size % 2 != 0:
+        raise ValueError(f"{module}: expected {name} to be positive and even, but got {size}")
+
+
+def _check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
+    if divisor <= 0 or whole <= 0 or whole % divisor != 0:
+        raise ValueError(
+            f"MultiheadAttention: expected {name} to divide {whole_name} = {whole}, "
+            f"but got {divisor}"
+        )
