@@ -1,0 +1,52 @@
+"""Settings that every test shares: poisoned scratch memory, a fixed seed, two threads, the devices."""
+
+from __future__ import annotations
+
+import os
+
+# Before the library is loaded: scratch memory of the kernels is filled with NaN, so that a value that was
+# never written cannot pass for a result.
+os.environ["TORCH_EXT_POISON"] = "1"
+# Waiting threads sleep: where other programs run too, spinning ones make every test many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import torch_ext  # noqa: F401
+
+THREADS = 2
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "isa: also run at each instruction set level, see test_isa.py"
+    )
+
+
+@pytest.fixture(params=["cpu"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that this build has kernels for; the only place that names them."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    torch.manual_seed(20250131)
+
+
+@pytest.fixture(autouse=True)
+def fixed_threads() -> Iterator[None]:
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Compiles from nothing, and leaves nothing compiled behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,159 @@
+// What an implementation can get wrong although it agrees with the reference on ordinary numbers.
+#include <gtest/gtest.h>
+
+#include "attention/reference.h"
+#include "compare.h"
+
+namespace torch_ext::test {
+namespace {
+
+class EdgeCaseTest : public testing::TestWithParam<cpu::Implementation> {};
+
+TEST_P(EdgeCaseTest, RowsThatSeeNothingAreZero) {
+  Options options;
+  options.mask = "NM";
+  Case c({1, 2, 1, 70, 100, 5, 6}, options);
+  for (int64_t j = 0; j < 100; ++j)
+    for (const int64_t row : {0, 3, 69}) c.mask.set(0, 0, row, j, 0);
+  const auto forward = c.run(GetParam().forward);
+  const auto backward = c.run(GetParam().backward);
+  for (int64_t h = 0; h < 2; ++h)
+    for (const int64_t row : {0, 3, 69}) {
+      EXPECT_EQ(forward[1].get(0, h, row, 0), -kInf);
+      EXPECT_EQ(forward[2].get(0, h, row, 0), 0);
+      for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(forward[0].get(0, h, row, e), 0);
+      for (int64_t d = 0; d < 5; ++d) EXPECT_EQ(backward[0].get(0, h, row, d), 0);
+    }
+  expect_agreement(c);
+}
+
+// logsumexp of 1024 keys biased by -1e9 is log(1024) above -1e9, which float32 cannot say; the
+// residual can.
+TEST_P(EdgeCaseTest, WeightsSumToOneUnderAHugeBias) {
+  for (const DType dtype : {DType::Float32, DType::BFloat16, DType::Float64}) {
+    Options options;
+    options.dtype = dtype;
+    options.bias = "M";
+    options.wide_bias = true;
+    Case c({1, 1, 1, 1, 1024, 4, 1}, options);
+    c.query.fill([] { return 0; });
+    c.bias.fill([&] { return dtype == DType::Float64 ? -1e18 : -1e9; });
+    c.grad_output.fill([] { return 1; });
+    c.run(GetParam().forward);
+    const Tensor grad_value = c.run(GetParam().backward)[2];  // the weights
+    double sum = 0;
+    grad_value.for_each([&](auto... at) { sum += grad_value.get(at...); });
+    EXPECT_NEAR(sum, 1, 1e-5);
+  }
+}
+
+// The largest score comes last, so every earlier tile has to be scaled down.
+TEST_P(EdgeCaseTest, RisingAndFallingScores) {
+  for (const double slope : {0.5, -0.5, 3., 40.}) {
+    Options options;
+    options.bias = "M";
+    Case c({1, 1, 1, 70, 300, 4, 5}, options);
+    for (int64_t j = 0; j < 300; ++j) c.bias.set(0, 0, 0, j, slope * static_cast<double>(j));
+    expect_agreement(c, 300 * std::fabs(slope));
+  }
+}
+
+// Whether a tile may hold inf or NaN where it is hidden, forward and backward; the reference never
+// reads it there.
+TEST_P(EdgeCaseTest, HiddenInfinityAndNanReachNothing) {
+  for (const double poison : {kInf, -kInf, kNan})
+    for (const bool is_causal : {false, true}) {
+      Options options;
+      options.mask = "M";
+      options.bias = is_causal ? "" : "BHNM";
+      options.is_causal = is_causal;
+      Case c({1, 2, 1, 66, 130, 16, 16}, options);
+      for (int64_t j = 0; j < 130; ++j) c.mask.set(0, 0, 0, j, j % 7 != 3);
+      for (int64_t j = 3; j < 130; j += 14)
+        for (const int64_t column : {0, 15}) {
+          c.key.set(0, 0, j, column, poison);
+          c.value.set(0, 0, j, column, poison);
+        }
+      expect_agreement(c);
+      const auto gradients = c.run(GetParam().backward);
+      for (const Tensor& t : gradients)
+        if (t) t.for_each([&](auto... at) { EXPECT_TRUE(std::isfinite(t.get(at...))); });
+    }
+}
+
+TEST_P(EdgeCaseTest, VisibleInfinityAndNanReachWhatTheySay) {
+  for (const double poison : {kInf, -kInf, kNan})
+    for (const char* mask : {"", "NM"}) {
+      Options options;
+      options.mask = mask;
+      Case c({1, 1, 1, 40, 110, 5, 16}, options);
+      c.value.set(0, 0, 17, 2, poison);
+      expect_agreement(c);
+      c.key.set(0, 0, 50, 2, poison);
+      expect_agreement(c);
+    }
+}
+
+TEST_P(EdgeCaseTest, PoisonInTheLastKeysReachesOnlyTheQueriesThatSeeThem) {
+  Options options;
+  options.is_causal = true;
+  Case c({1, 1, 1, 100, 100, 16, 16}, options);
+  c.key.set(0, 0, 90, 2, kNan);
+  c.value.set(0, 0, 90, 3, kNan);
+  const auto forward = c.run(GetParam().forward);
+  c.run(reference_forward);
+  for (int64_t i = 0; i < 100; ++i) EXPECT_EQ(std::isnan(forward[0].get(0, 0, i, 0)), i >= 90) << i;
+  const Tensor grad_query = c.run(GetParam().backward)[0];
+  for (int64_t i = 0; i < 100; ++i) EXPECT_EQ(std::isnan(grad_query.get(0, 0, i, 0)), i >= 90) << i;
+}
+
+// The row's logsumexp is NaN, and so would be exp(-inf - logsumexp) for the keys it must not see.
+TEST_P(EdgeCaseTest, PoisonInAQueryReachesOnlyItsRowAndTheKeysItSees) {
+  for (const double poison : {kInf, kNan}) {
+    Options options;
+    options.is_causal = true;
+    Case c({1, 1, 1, 100, 100, 16, 16}, options);
+    c.query.set(0, 0, 40, 1, poison);
+    c.run(GetParam().forward);
+    const auto gradients = c.run(GetParam().backward);
+    for (int64_t i = 0; i < 100; ++i) {
+      EXPECT_EQ(std::isnan(c.output.get(0, 0, i, 0)), i == 40) << i;
+      EXPECT_EQ(std::isnan(gradients[0].get(0, 0, i, 0)), i == 40) << i;
+      EXPECT_EQ(std::isnan(gradients[1].get(0, 0, i, 0)), i <= 40) << i;
+      EXPECT_EQ(std::isnan(gradients[2].get(0, 0, i, 0)), i <= 40) << i;
+    }
+  }
+}
+
+TEST_P(EdgeCaseTest, PoisonInGradOutputReachesOnlyItsRowAndTheKeysItSees) {
+  for (const double poison : {kInf, -kInf, kNan}) {
+    Options options;
+    options.is_causal = true;
+    Case c({1, 1, 1, 100, 100, 16, 16}, options);
+    c.run(GetParam().forward);
+    c.grad_output.set(0, 0, 40, 1, poison);
+    const auto gradients = c.run(GetParam().backward);
+    for (int64_t i = 0; i < 100; ++i) {
+      EXPECT_EQ(std::isfinite(gradients[0].get(0, 0, i, 0)), i != 40) << i;
+      EXPECT_EQ(std::isfinite(gradients[1].get(0, 0, i, 0)), i > 40) << i;
+      EXPECT_EQ(std::isfinite(gradients[2].get(0, 0, i, 1)), i > 40) << i;
+    }
+  }
+}
+
+TEST_P(EdgeCaseTest, AbsentGradOutputIsZero) {
+  Case c({1, 2, 1, 20, 30, 5, 6}, {});
+  c.run(reference_forward);
+  c.grad_output.fill([] { return 0; });
+  const auto want = c.run(GetParam().backward);
+  c.grad_output = Tensor();
+  const auto got = c.run(GetParam().backward);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(got[i].bytes(), want[i].bytes()) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, EdgeCaseTest, testing::ValuesIn(fast_implementations()),
+                         [](const auto& info) { return std::string(info.param.name); });
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(EdgeCaseTest);
+
+}  // namespace
+}  // namespace torch_ext::test

@@ -1,0 +1,151 @@
+// The cells of the backward cover every query and key once, and the partial sums stay within their
+// memory.
+#include "cpu/kernels/backward_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kLengths[] = {0,   1,   63,  64,   65,   95,   96,    97,    383,
+                                384, 385, 400, 1000, 3071, 3073, 10000, 100001};
+
+// A gradient that is asked for: any address but null.
+char placeholder;
+
+BackwardProblem problem(int64_t n, int64_t m, int64_t heads = 1, int64_t group = 1) {
+  BackwardProblem p;
+  p.leading_dims = 1;
+  p.leading_sizes[0] = heads;
+  p.group = group;
+  p.query_length = n;
+  p.key_length = m;
+  p.head_size = 40;
+  p.value_head_size = 33;
+  p.grad_query.data = p.grad_key.data = p.grad_value.data = &placeholder;
+  return p;
+}
+
+void ask_for_bias(BackwardProblem& p, int64_t head, int64_t row, int64_t col) {
+  p.grad_bias.data = &placeholder;
+  p.grad_bias.leading_strides[0] = head;
+  p.grad_bias.row_stride = row;
+  p.grad_bias.col_stride = col;
+}
+
+void expect_cover(const Chunks& chunks, int64_t length, int64_t tile) {
+  EXPECT_GE(chunks.count, 1);
+  EXPECT_LE(chunks.count, kMostChunks);
+  EXPECT_GT(chunks.size, 0);
+  EXPECT_GE(chunks.size * chunks.count, length);  // the last one ends at or after the end
+  EXPECT_TRUE(length == 0 || chunks.size * (chunks.count - 1) < length);  // and none is empty
+  EXPECT_TRUE(chunks.count == 1 || chunks.size % tile == 0);
+}
+
+TEST(BackwardPlanTest, ChunksCoverEveryLengthOnce) {
+  for (int64_t length = 0; length < 5000; ++length) {
+    expect_cover(Chunks::cut(length, kKeyChunk, kTileKeys), length, kTileKeys);
+    expect_cover(Chunks::cut(length, kQueryChunk, kTileQueries), length, kTileQueries);
+  }
+  for (const int64_t n : kLengths)
+    for (const int64_t m : kLengths) {
+      const BackwardPlan<float> plan(problem(n, m));
+      expect_cover(plan.keys, m, kTileKeys);
+      expect_cover(plan.queries, n, kTileQueries);
+    }
+}
+
+TEST(BackwardPlanTest, OrderOfSumsDoesNotDependOnTheNumberOfHeads) {
+  for (const int64_t n : kLengths)
+    for (const int64_t m : kLengths) {
+      const BackwardPlan<float> one(problem(n, m)), many(problem(n, m, 48));
+      EXPECT_EQ(one.keys.size, many.keys.size);
+      EXPECT_EQ(one.keys.count, many.keys.count);
+      EXPECT_EQ(one.queries.size, many.queries.size);
+      EXPECT_EQ(one.queries.count, many.queries.count);
+    }
+}
+
+TEST(BackwardPlanTest, PartialSumsAreLinearInTheLengthsAndWavesAreBounded) {
+  for (const int64_t n : kLengths)
+    for (const int64_t m : kLengths)
+      for (const int64_t group : {1, 4}) {
+        BackwardProblem p = problem(n, m, 16, group);
+        for (const bool bias : {false, true}) {
+          if (bias) ask_for_bias(p, n * m, m, 1);
+          const BackwardPlan<double> plan(p);
+          int64_t most =
+              kMostChunks * ((group * n + m) * plan.head_columns + m * plan.value_columns);
+          if (plan.bias == BiasGradient::kPrivate) {
+            EXPECT_LE(plan.bias_slice, kLargestPrivateSlice);
+            most += group * kMostChunks * kLargestPrivateSlice;
+          }
+          EXPECT_LE(plan.partial(), most);
+          EXPECT_GE(plan.wave, 1);
+          EXPECT_LE(plan.wave, p.key_heads());
+          EXPECT_TRUE(plan.wave == 1 || plan.wave * plan.partial() * int64_t{8} <= kPartialBytes);
+        }
+      }
+}
+
+TEST(BackwardPlanTest, OnlyWhatIsAskedForTakesMemory) {
+  BackwardProblem p = problem(3000, 3000);
+  p.grad_query.data = nullptr;
+  EXPECT_EQ(BackwardPlan<float>(p).partial(), 0);
+  p = problem(3000, 100);  // few keys: the queries are cut
+  EXPECT_EQ(BackwardPlan<float>(p).dq_partial, 0);
+  p.grad_key.data = p.grad_value.data = nullptr;
+  EXPECT_EQ(BackwardPlan<float>(p).partial(), 0);
+}
+
+TEST(BackwardPlanTest, BiasGradientsThatHeadsShareTakeTurns) {
+  BackwardProblem p = problem(1000, 1000, 8);
+  ask_for_bias(p, 1000 * 1000, 1000, 1);
+  EXPECT_EQ(BackwardPlan<float>(p).bias, BiasGradient::kDirect);
+  EXPECT_GT(BackwardPlan<float>(p).wave, 1);
+  p.grad_bias.leading_strides[0] = 0;
+  EXPECT_EQ(BackwardPlan<float>(p).bias, BiasGradient::kDirect);
+  EXPECT_EQ(BackwardPlan<float>(p).wave, 1);
+  ask_for_bias(p, 0, 0, 1);
+  EXPECT_EQ(BackwardPlan<float>(p).bias, BiasGradient::kPrivate);
+  EXPECT_EQ(BackwardPlan<float>(p).bias_slice, 1000);
+}
+
+TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
+  for (const auto& [n, m] : {std::pair<int64_t, int64_t>{500, 1000}, {1000, 100}}) {
+    BackwardProblem p = problem(n, m, 4, 2);
+    ask_for_bias(p, 0, 0, 1);
+    const BackwardPlan<float> plan(p);
+    const BackwardPartials<float> partials{nullptr};
+    std::vector<std::pair<int64_t, int64_t>> slots;  // begin, length
+    const auto add = [&](const float* at, int64_t length) {
+      slots.emplace_back(reinterpret_cast<intptr_t>(at) / 4, length);
+    };
+    for (int64_t head = 0; head < 2; ++head) {
+      for (int64_t member = 0; member < p.group; ++member) {
+        for (int64_t chunk = 0; plan.dq_partial && chunk < plan.keys.count; ++chunk)
+          add(partials.dq(plan, p, head, member, chunk), n * plan.head_columns);
+        for (int64_t cell = 0; cell < plan.cells(); ++cell)
+          add(partials.bias(plan, head, member, cell), plan.bias_slice);
+      }
+      for (int64_t chunk = 0; plan.dk_partial && chunk < plan.queries.count; ++chunk) {
+        add(partials.dk(plan, p, head, chunk), m * plan.head_columns);
+        add(partials.dv(plan, p, head, chunk), m * plan.value_columns);
+      }
+    }
+    std::sort(slots.begin(), slots.end());
+    int64_t end = 0;
+    for (const auto& [begin, length] : slots) {
+      EXPECT_EQ(begin, end);  // no overlap, and nothing wasted
+      end = begin + length;
+    }
+    EXPECT_EQ(end, 2 * plan.partial());
+  }
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

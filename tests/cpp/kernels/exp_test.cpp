@@ -1,0 +1,117 @@
+// The exponential: at most 1 ulp over the whole range, and the values the softmax relies on
+// exactly.
+#include <gtest/gtest.h>
+
+#include "../helpers.h"
+#include "cpu/kernels/vec.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+T vector_exp(T x) {
+  T lanes[Vec<T>::kSize];
+  exp(Vec<T>::fill(x)).store(lanes);
+  return lanes[0];
+}
+
+// |got - exact| in units of the last place of T at `exact`; Wide carries many more digits than T.
+template <class T, class Wide>
+double ulps(T got, Wide exact) {
+  using Limits = std::numeric_limits<T>;
+  if (exact > static_cast<Wide>(Limits::max()))
+    return std::isinf(got) || got == Limits::max() ? 0 : 1e9;
+  const int exponent =
+      std::max(exact > 0 ? std::ilogb(exact) : Limits::min_exponent, Limits::min_exponent - 1);
+  return static_cast<double>(std::fabs(static_cast<Wide>(got) - exact) /
+                             std::ldexp(Wide(1), exponent - (Limits::digits - 1)));
+}
+
+// The largest error of exp over `count` numbers next(), which must not be NaN.
+template <class T, class Wide, class Next>
+double largest_error(int64_t count, const Next& next) {
+  double largest = 0;
+  T x[Vec<T>::kSize], y[Vec<T>::kSize];
+  for (int64_t i = 0; i < count; i += Vec<T>::kSize) {
+    for (T& value : x) value = next();
+    exp(Vec<T>::load(x)).store(y);
+    for (int lane = 0; lane < Vec<T>::kSize; ++lane) {
+      const double error = ulps<T, Wide>(y[lane], std::exp(static_cast<Wide>(x[lane])));
+      if (!(error <= largest)) largest = error;
+      if (!(error <= 1))
+        ADD_FAILURE() << "exp(" << x[lane] << ") = " << y[lane] << ", off by " << error << " ulp";
+      if (!(error <= 1)) return error;
+    }
+  }
+  return largest;
+}
+
+TEST(ExpTest, FloatIsWithinOneUlpOnEveryHundredthNumber) {
+  uint32_t bits = 0;
+  const double error = largest_error<float, double>((int64_t{1} << 32) / 101, [&] {
+    float x;
+    do {
+      bits += 101;
+      std::memcpy(&x, &bits, sizeof x);
+    } while (std::isnan(x));
+    return x;
+  });
+  EXPECT_LE(error, 1);
+}
+
+TEST(ExpTest, FloatIsWithinOneUlpOnAFineGrid) {
+  float x = -106;
+  EXPECT_LE((largest_error<float, double>(196 << 14, [&] { return x += 0x1p-14f; })), 1);
+}
+
+TEST(ExpTest, DoubleIsWithinOneUlp) {
+  test::Random random(3);
+  EXPECT_LE(
+      (largest_error<double, long double>(2'000'000, [&] { return random.uniform(-748, 712); })),
+      1);
+  EXPECT_LE((largest_error<double, long double>(1'000'000, [&] { return random.uniform(-1, 1); })),
+            1);
+  EXPECT_LE(
+      (largest_error<double, long double>(200'000, [&] { return random.uniform(-746, -708); })), 1);
+  EXPECT_LE((largest_error<double, long double>(
+                200'000,
+                [&] {
+                  return std::ldexp(random.uniform(-1, 1), static_cast<int>(-random.below(1070)));
+                })),
+            1);
+}
+
+template <class T>
+class ExpSpecialTest : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(ExpSpecialTest, Scalars);
+
+TYPED_TEST(ExpSpecialTest, SpecialValues) {
+  using T = TypeParam;
+  using Limits = std::numeric_limits<T>;
+  EXPECT_EQ(vector_exp<T>(0), T(1));
+  EXPECT_EQ(vector_exp<T>(T(-0.0)), T(1));
+  EXPECT_EQ(vector_exp(-Limits::infinity()), T(0));
+  EXPECT_EQ(vector_exp(Limits::lowest()), T(0));
+  EXPECT_EQ(vector_exp(Limits::infinity()), Limits::infinity());
+  EXPECT_EQ(vector_exp(Limits::max()), Limits::infinity());
+  EXPECT_TRUE(std::isnan(vector_exp(Limits::quiet_NaN())));
+  EXPECT_TRUE(std::isnan(vector_exp(-Limits::quiet_NaN())));
+}
+
+TYPED_TEST(ExpSpecialTest, ReachesTheEndsOfTheRange) {
+  using T = TypeParam;
+  using Limits = std::numeric_limits<T>;
+  // The smallest denormal number has the logarithm -103.28 (float), -744.44 (double); half of it
+  // rounds to 0.
+  const T last = std::log(Limits::denorm_min());
+  EXPECT_EQ(vector_exp(last), Limits::denorm_min());
+  EXPECT_EQ(vector_exp(last - 1), T(0));
+  EXPECT_GT(vector_exp(last + 1), Limits::denorm_min());
+  const T largest = std::log(Limits::max());
+  EXPECT_TRUE(std::isfinite(vector_exp(std::nextafter(largest, T(0)))));
+  EXPECT_TRUE(std::isinf(vector_exp(largest + T(0.01))));
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -1,0 +1,112 @@
+// C = A B bit by bit: every element is one chain of fused multiply-adds that starts at 0, whatever
+// the shape around it; where C is accumulated into, the chain is added to it as a whole.
+#include "cpu/kernels/tile_product.h"
+
+#include <gtest/gtest.h>
+
+#include "../helpers.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+class TileProductTest : public testing::Test {
+ protected:
+  static constexpr int64_t kLargestBlock =
+      std::max({block_rows(1), block_rows(2), block_rows(3), block_rows(4)});
+  static constexpr int64_t kMostRows = 2 * kLargestBlock + 5;
+  static constexpr int64_t kMostColumns = 9 * Vec<T>::kSize;
+  static constexpr int64_t kStride = kMostColumns + 3;  // of B and C: not a whole number of vectors
+
+  std::vector<T> random(int64_t count) {
+    std::vector<T> x(count);
+    for (T& value : x) value = static_cast<T>(random_.normal());
+    return x;
+  }
+
+  // a (kMostRows x depth), b (depth x kMostColumns).
+  static std::vector<T> chains(int64_t depth, const std::vector<T>& a, const std::vector<T>& b) {
+    std::vector<T> c(kMostRows * kMostColumns);
+    for (int64_t i = 0; i < kMostRows; ++i)
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t j = 0; j < kMostColumns; ++j) {
+          T& sum = c[i * kMostColumns + j];
+          sum = std::fma(a[i * depth + k], b[k * kMostColumns + j], sum);
+        }
+    return c;
+  }
+
+  // Both layouts of A, with a NaN after every element.
+  template <bool kAccumulate>
+  void expect_product(int64_t rows, int64_t columns, int64_t depth, const std::vector<T>& a,
+                      const std::vector<T>& b, const std::vector<T>& before,
+                      const std::vector<T>& expected) {
+    b_.poison();
+    T* b_rows = b_.template last<T>(depth == 0 ? 0 : (depth - 1) * kStride + columns);
+    for (int64_t k = 0; k < depth; ++k)
+      std::copy_n(&b[k * kMostColumns], columns, b_rows + k * kStride);
+    for (const bool transposed : {false, true}) {
+      const Broadcast<T> strides{nullptr, transposed ? 2 : 2 * depth + 1,
+                                 transposed ? 2 * kMostRows + 1 : 2};
+      a_.poison();
+      T* elements = a_.template last<T>(
+          depth == 0 ? 0 : 1 + (rows - 1) * strides.row + (depth - 1) * strides.depth);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t k = 0; k < depth; ++k)
+          elements[i * strides.row + k * strides.depth] = a[i * depth + k];
+
+      c_.poison();
+      T* c = c_.template last<T>((rows - 1) * kStride + columns);
+      std::vector<bool> written(c_.size());
+      for (int64_t i = 0; i < rows; ++i) {
+        if (kAccumulate) std::copy_n(&before[i * kMostColumns], columns, c + i * kStride);
+        const auto start = reinterpret_cast<unsigned char*>(c + i * kStride) - c_.begin();
+        std::fill_n(written.begin() + start, columns * sizeof(T), true);
+      }
+      tile_product<T, kAccumulate>(rows, columns, depth, {elements, strides.row, strides.depth},
+                                   {b_rows, kStride}, {c, kStride});
+      for (int64_t i = 0; i < rows; ++i)
+        ASSERT_EQ(std::memcmp(c + i * kStride, &expected[i * kMostColumns], columns * sizeof(T)), 0)
+            << "row " << i << " of " << rows << " x " << columns << " x " << depth
+            << ", A transposed " << transposed;
+      ASSERT_TRUE(c_.untouched_except(written)) << rows << " x " << columns << " x " << depth;
+    }
+  }
+
+  template <bool kAccumulate>
+  void expect_all_shapes() {
+    for (const int64_t depth : {0, 1, 2, 63, 96, 97}) {
+      const std::vector<T> a = random(kMostRows * depth), b = random(depth * kMostColumns);
+      const std::vector<T> before = random(kMostRows * kMostColumns);
+      std::vector<T> expected = chains(depth, a, b);
+      if (kAccumulate)
+        for (size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+      for (int64_t rows = 1; rows <= kMostRows; ++rows)
+        for (int64_t columns = Vec<T>::kSize; columns <= kMostColumns; columns += Vec<T>::kSize) {
+          expect_product<kAccumulate>(rows, columns, depth, a, b, before, expected);
+          if (this->HasFatalFailure()) return;
+        }
+    }
+  }
+
+  test::Random random_{5};
+  test::FencedMemory a_{2 * (kMostRows + 1) * 100 * sizeof(T)};
+  test::FencedMemory b_{100 * kStride * sizeof(T)};
+  test::FencedMemory c_{kMostRows * kStride * sizeof(T)};
+};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(TileProductTest, Scalars);
+
+TYPED_TEST(TileProductTest, EveryShape) { this->template expect_all_shapes<false>(); }
+TYPED_TEST(TileProductTest, EveryShapeAccumulating) { this->template expect_all_shapes<true>(); }
+
+TYPED_TEST(TileProductTest, NothingToDo) {
+  using T = TypeParam;
+  T c = 7;
+  tile_product<T, false>(0, Vec<T>::kSize, 3, {nullptr, 1, 1}, {nullptr, 0}, {&c, 0});
+  tile_product<T, false>(3, 0, 3, {nullptr, 1, 1}, {nullptr, 0}, {&c, 0});
+  EXPECT_EQ(c, T(7));
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -1,0 +1,119 @@
+// Tasks, scratch, and results that do not depend on the threads.
+#include "cpu/parallel.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <vector>
+
+#include "compare.h"
+
+namespace torch_ext::test {
+namespace {
+
+// The whole program runs with poisoned scratch: what a kernel reads without having written it is
+// NaN.
+class PoisonedScratch : public testing::Environment {
+  void SetUp() override { setenv("TORCH_EXT_POISON", "1", 1); }
+};
+const testing::Environment* const kPoisonedScratch =
+    testing::AddGlobalTestEnvironment(new PoisonedScratch);
+
+class ParallelTest : public testing::Test {
+ protected:
+  void TearDown() override { at::set_num_threads(threads_); }
+  const int threads_ = at::get_num_threads();
+};
+
+TEST_F(ParallelTest, RunsEveryTaskOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    at::set_num_threads(threads);
+    for (const int64_t tasks : {0, 1, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(tasks);
+      cpu::parallel_tasks(tasks, 0, [&](int64_t task, void*) { ++runs[task]; });
+      for (const std::atomic<int>& count : runs) EXPECT_EQ(count, 1);
+    }
+  }
+}
+
+TEST_F(ParallelTest, ScratchIsAlignedPrivateAndPoisoned) {
+  at::set_num_threads(3);
+  std::atomic<int> misaligned{0}, clean{0}, shared{0};
+  for (const int64_t bytes : {1, 64, 1000, 100000}) {
+    cpu::parallel_tasks(200, bytes, [&](int64_t task, void* scratch) {
+      auto* memory = static_cast<unsigned char*>(scratch);
+      misaligned += reinterpret_cast<uintptr_t>(scratch) % 64 != 0;
+      for (int64_t i = 0; i < bytes; ++i) clean += memory[i] != 0xff;
+      std::memset(memory, static_cast<int>(task % 100), bytes);
+      for (int64_t i = 0; i < bytes; ++i) shared += memory[i] != task % 100;
+    });
+  }
+  EXPECT_EQ(misaligned, 0);
+  EXPECT_EQ(clean, 0);
+  EXPECT_EQ(shared, 0);
+}
+
+TEST_F(ParallelTest, TasksMayRunTasks) {
+  at::set_num_threads(3);
+  std::atomic<int> inner{0};
+  cpu::parallel_tasks(
+      5, 64, [&](int64_t, void*) { cpu::parallel_tasks(7, 0, [&](int64_t, void*) { ++inner; }); });
+  EXPECT_EQ(inner, 35);
+}
+
+std::vector<std::vector<unsigned char>> all_results(Case& c, const cpu::Implementation& level) {
+  std::vector<std::vector<unsigned char>> bytes;
+  for (const Tensor& t : c.run(level.forward)) bytes.push_back(t.bytes());
+  for (const Tensor& t : c.run(level.backward)) bytes.push_back(t.bytes());
+  return bytes;
+}
+
+TEST_F(ParallelTest, SameBitsForAnyNumberOfThreads) {
+  for (const Shape& shape : {Shape{3, 4, 2, 200, 700, 5, 3}, Shape{3, 4, 2, 700, 200, 5, 3}})
+    for (const char* bias : {"NM", "M", "BHNM"}) {
+      Options options;
+      options.bias = bias;
+      options.is_causal = true;
+      Case c(shape, options);
+      for (const cpu::Implementation& level : fast_implementations()) {
+        at::set_num_threads(1);
+        const auto one = all_results(c, level);
+        for (const int threads : {2, 3, 7}) {
+          at::set_num_threads(threads);
+          EXPECT_EQ(all_results(c, level), one) << level.name << " with " << threads << " threads";
+        }
+      }
+    }
+}
+
+TEST_F(ParallelTest, SameBitsForASampleAloneAndInABatch) {
+  const Shape alone{1, 2, 1, 130, 450, 5, 7};
+  Options options;
+  options.is_causal = true;
+  Case one(alone, options, 10);
+  Case many({3, 2, 1, 130, 450, 5, 7}, options, 11);
+  const auto copy = [](const Tensor& from, Tensor& to) {
+    from.for_each([&](int64_t, int64_t h, int64_t r, int64_t c) {
+      to.set(1, h, r, c, from.get(0, h, r, c));
+    });
+  };
+  copy(one.query, many.query);
+  copy(one.key, many.key);
+  copy(one.value, many.value);
+  copy(one.grad_output, many.grad_output);
+  copy(one.grad_logsumexp, many.grad_logsumexp);
+  for (const cpu::Implementation& level : fast_implementations()) {
+    std::vector<Tensor> a = one.run(level.forward), b = many.run(level.forward);
+    for (const Tensor& t : one.run(level.backward)) a.push_back(t);
+    for (const Tensor& t : many.run(level.backward)) b.push_back(t);
+    for (size_t i = 0; i + 1 < a.size(); ++i)  // all but the bias gradient, which is absent
+      a[i].for_each([&](int64_t, int64_t h, int64_t r, int64_t c) {
+        EXPECT_EQ(a[i].get(0, h, r, c), b[i].get(1, h, r, c)) << level.name << ", result " << i;
+      });
+  }
+}
+
+}  // namespace
+}  // namespace torch_ext::test

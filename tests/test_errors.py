@@ -1,0 +1,267 @@
+"""Bad input raises an error that names the argument, says what was expected and what came, and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import Arguments, arguments
+from torch import Tensor
+
+ops = torch.ops.torch_ext
+
+ERRORS = (RuntimeError, TypeError, ValueError, NotImplementedError)
+
+
+def base(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Arguments:
+    """query (2, 4, 5, 8), key (2, 2, 7, 8), value (2, 2, 7, 6)."""
+    return arguments((5, 7), (8, 6), "grouped", dtype=dtype, device=device)
+
+
+def changed(**parts: Any) -> Callable[[Arguments], Arguments]:
+    """Replaces arguments: a shape stands for a tensor of zeros, a dtype for the same tensor cast to it."""
+
+    def change(args: Arguments) -> Arguments:
+        for name, part in parts.items():
+            old = getattr(args, name)
+            device = args.query.device
+            if isinstance(part, torch.dtype):
+                part = old.to(part)
+            elif isinstance(part, tuple) and part and isinstance(part[-1], torch.dtype):
+                part = torch.zeros(part[:-1], dtype=part[-1], device=device)
+            elif isinstance(part, tuple):
+                part = torch.zeros(part, device=device)
+            setattr(args, name, part)
+        return args
+
+    return change
+
+
+B = torch.bool
+F = torch.float32
+
+# Name: (what is wrong, words that the message must contain)
+BAD: dict[str, tuple[Callable[[Arguments], Arguments], list[str]]] = {
+    "query_rank": (changed(query=(8,)), ["query", "[8]"]),
+    "key_rank": (changed(key=(7, 8)), ["key", "[7, 8]"]),
+    "value_rank": (changed(value=(2, 2, 2, 7, 6)), ["value", "[2, 2, 2, 7, 6]"]),
+    "no_dimensions": (changed(query=()), ["query", "[]"]),
+    "head_size": (changed(key=(2, 2, 7, 9)), ["key", "8", "[2, 2, 7, 9]"]),
+    "head_size_zero": (changed(query=(2, 4, 5, 0), key=(2, 2, 7, 0)), ["query", "[2, 4, 5, 0]"]),
+    "value_length": (changed(value=(2, 2, 6, 6)), ["value", "7", "[2, 2, 6, 6]"]),
+    "key_samples": (changed(key=(3, 2, 7, 8)), ["key", "[3, 2, 7, 8]"]),
+    "value_samples": (changed(value=(3, 2, 7, 6)), ["value", "[3, 2, 7, 6]"]),
+    "heads_do_not_divide": (changed(key=(2, 3, 7, 8), value=(2, 3, 7, 6)), ["key", "4", "[2, 3, 7, 8]"]),
+    "more_key_heads_than_query_heads": (changed(key=(2, 8, 7, 8), value=(2, 8, 7, 6)), ["key", "[2, 8, 7, 8]"]),
+    "no_key_heads": (changed(key=(2, 0, 7, 8), value=(2, 0, 7, 6)), ["key", "[2, 0, 7, 8]"]),
+    "value_heads": (changed(value=(2, 4, 7, 6)), ["value", "[2, 4, 7, 6]"]),
+    "key_dtype": (changed(key=torch.float64), ["key", "query"]),
+    "value_dtype": (changed(value=torch.bfloat16), ["value", "query"]),
+    "integers": (changed(query=torch.int64, key=torch.int64, value=torch.int64), ["query"]),
+    "complex": (changed(query=torch.complex64, key=torch.complex64, value=torch.complex64), ["query"]),
+    "bool": (changed(query=torch.bool, key=torch.bool, value=torch.bool), ["query"]),
+    "float8": (
+        changed(query=torch.float8_e5m2, key=torch.float8_e5m2, value=torch.float8_e5m2),
+        ["query"],
+    ),
+    "mask_dtype": (changed(mask=(5, 7, F)), ["mask", "bool"]),
+    "mask_integers": (changed(mask=(5, 7, torch.uint8)), ["mask", "bool"]),
+    "mask_shape": (changed(mask=(5, 8, B)), ["mask", "[5, 8]"]),
+    "mask_heads": (changed(mask=(2, 2, 5, 7, B)), ["mask", "[2, 2, 5, 7]"]),
+    "mask_rank": (changed(mask=(2, 2, 4, 5, 7, B)), ["mask", "[2, 2, 4, 5, 7]"]),
+    "mask_rank_of_ones": (changed(mask=(1, 2, 4, 5, 7, B)), ["mask", "[1, 2, 4, 5, 7]"]),
+    "mask_empty": (changed(mask=(5, 0, B)), ["mask", "[5, 0]"]),
+    "bias_shape": (changed(bias=(7, 5)), ["bias", "[7, 5]"]),
+    "bias_samples": (changed(bias=(3, 1, 1, 7)), ["bias", "[3, 1, 1, 7]"]),
+    "bias_rank": (changed(bias=(2, 2, 4, 5, 7)), ["bias", "[2, 2, 4, 5, 7]"]),
+    "bias_bool": (changed(bias=(5, 7, B)), ["bias"]),
+    "bias_wider_than_query": (changed(bias=(5, 7, torch.float64)), ["bias"]),
+    "bias_narrower_than_query": (changed(bias=(5, 7, torch.float16)), ["bias"]),
+    "scale_nan": (changed(scale=float("nan")), ["scale", "nan"]),
+    "scale_inf": (changed(scale=float("inf")), ["scale", "inf"]),
+    "scale_minus_inf": (changed(scale=float("-inf")), ["scale", "inf"]),
+    "scale_beyond_float32": (changed(scale=1e39), ["scale", "1e+39"]),
+    "too_many_dimensions": (
+        changed(query=(*(1,) * 17, 5, 8), key=(*(1,) * 17, 7, 8), value=(*(1,) * 17, 7, 6)),
+        ["query"],
+    ),
+}  # fmt: skip
+
+# What only the core operators refuse: the others broadcast samples.
+BROADCAST = ["key_rank", "value_rank"]
+
+
+def message(call: Callable[[], Any]) -> str:
+    with pytest.raises(ERRORS) as error:
+        call()
+    return str(error.value).split("\nException raised from")[0]
+
+
+@pytest.mark.parametrize(
+    "operator, name",
+    [("attention_forward", name) for name in BAD]
+    + [("attention", name) for name in BAD if name not in BROADCAST],
+)
+def test_bad_input_is_refused(operator: str, name: str, device: torch.device) -> None:
+    change, words = BAD[name]
+    op = getattr(ops, operator)
+    args = change(base(device))
+    text = message(lambda: args(op))
+    assert "torch_ext::attention" in text, text
+    for word in [*words, "expected"]:
+        assert word in text, f"{word!r} is not in: {text}"
+    assert message(lambda: change(base("meta"))(op)) == text
+    floating = all(x.is_floating_point() for x in args.leaves)
+    if floating and "float8" not in name:
+        assert message(lambda: change(base(device)).requires_grad()(op)) == text
+
+
+@pytest.mark.parametrize(
+    "name", [x for x in BAD if x not in BROADCAST and not x.startswith("value")]
+)
+def test_bad_input_of_the_weights_is_refused(name: str, device: torch.device) -> None:
+    change, words = BAD[name]
+    args = change(base(device))
+    text = message(lambda: ops.attention_weights(args.query, args.key, **args.options))
+    assert "torch_ext::attention_weights" in text, text
+    for word in [*words, "expected"]:
+        assert word in text, f"{word!r} is not in: {text}"
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (torch.tensor([0.0, 1.0]), ["rows"]),
+        (torch.tensor([0, 1], dtype=torch.int32), ["rows"]),
+        (torch.tensor([[0, 1]]), ["rows", "[1, 2]"]),
+        (torch.tensor([0, 5]), ["5"]),
+        (torch.tensor([-1]), ["-1"]),
+    ],
+    ids=["float", "int32", "rank", "too_large", "negative"],
+)
+def test_bad_rows_are_refused(rows: Tensor, words: list[str], device: torch.device) -> None:
+    args = base(device)
+    with pytest.raises((*ERRORS, IndexError)) as error:
+        ops.attention_weights(args.query, args.key, rows=rows.to(device))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_scale_beyond_float32_is_fine_in_float64(device: torch.device) -> None:
+    args = base(device, torch.float64)
+    args.query = args.query * 1e-39
+    args.scale = 1e39
+    assert args()[0].isfinite().all()
+
+
+def test_devices_may_not_be_mixed(device: torch.device) -> None:
+    for name in ("key", "value", "mask", "bias"):
+        args = base(device)
+        args.mask = torch.ones(5, 7, dtype=torch.bool, device=device)
+        args.bias = torch.zeros(5, 7, device=device)
+        setattr(args, name, getattr(args, name).to("meta"))
+        text = message(args)
+        assert name in text and "meta" in text and "torch_ext::attention_forward" in text, text
+
+
+def test_bad_input_writes_nothing(device: torch.device) -> None:
+    for name, (change, _) in BAD.items():
+        args = change(base(device))
+        before = [x.clone() for x in args.leaves]
+        message(args)
+        for x, copy in zip(args.leaves, before, strict=True):
+            assert x.shape == copy.shape and x._version == 0, name
+            assert torch.equal(
+                x.view(torch.uint8) if "float8" in name else x,
+                copy.view(torch.uint8) if "float8" in name else copy,
+            )
+
+
+# attention_backward, called by hand
+
+BACKWARD = [
+    "grad_output",
+    "grad_logsumexp",
+    "query",
+    "key",
+    "value",
+    "output",
+    "logsumexp",
+    "logsumexp_residual",
+]
+
+
+def backward_call(device: torch.device | str) -> dict[str, Tensor]:
+    args = base(device)
+    results = args()
+    given = (torch.ones_like(results[0]), torch.ones_like(results[1]), *args.tensors, *results)
+    return dict(zip(BACKWARD, given, strict=True))
+
+
+def wrong_rank(x: Tensor) -> Tensor:
+    return x[0]
+
+
+def wrong_size(x: Tensor) -> Tensor:
+    return x[..., :-1].contiguous()
+
+
+def no_elements(x: Tensor) -> Tensor:
+    return x[:0]
+
+
+def wrong_dtype(x: Tensor) -> Tensor:
+    return x.double()
+
+
+def one_element(x: Tensor) -> Tensor:
+    return x.reshape(-1)[:1]
+
+
+@pytest.mark.parametrize("spoil", [wrong_rank, wrong_size, no_elements, wrong_dtype, one_element])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_backward_by_hand_refuses_what_does_not_fit(
+    name: str, spoil: Callable[[Tensor], Tensor], device: torch.device
+) -> None:
+    def call(device: torch.device | str) -> Any:
+        given = backward_call(device)
+        given[name] = spoil(given[name])
+        return ops.attention_backward(*given.values())
+
+    text = message(lambda: call(device))
+    assert "torch_ext::attention_backward" in text and "expected" in text, text
+    # Where query, key and value contradict one another, any of them may be the one that is named.
+    blamed = (
+        ["query", "key", "value", "output", "logsumexp"]
+        if name in ("query", "key", "value")
+        else [name]
+    )
+    assert any(x in text for x in blamed), text
+    assert message(lambda: call("meta")) == text
+
+
+@pytest.mark.parametrize(
+    "option", ["mask_shape", "mask_dtype", "bias_shape", "bias_bool", "scale_nan"]
+)
+def test_backward_by_hand_refuses_bad_options(option: str, device: torch.device) -> None:
+    change, words = BAD[option]
+    given = backward_call(device)
+    options = change(base(device)).options
+    text = message(lambda: ops.attention_backward(*given.values(), **options))
+    assert "torch_ext::attention_backward" in text and all(word in text for word in words), text
+
+
+def test_backward_by_hand_with_another_device(device: torch.device) -> None:
+    for name in BACKWARD:
+        given = backward_call(device)
+        given[name] = given[name].to("meta")
+        text = message(lambda given=given: ops.attention_backward(*given.values()))
+        assert "torch_ext::attention_backward" in text and "meta" in text, text
+
+
+def test_sparse_tensors_are_refused(device: torch.device) -> None:
+    args = base(device)
+    args.key = args.key.to_sparse()
+    message(args)

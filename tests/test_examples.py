@@ -1,0 +1,251 @@
+"""The examples, run as a user runs them but smaller, and the parts that decide what they claim."""
+
+import importlib
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+GENERATE = ROOT / "build" / "generate"
+LIBRARY = ROOT / "torch_ext" / "libtorch_ext.so"
+
+SIZES = {"context": 16, "width": 32, "heads": 2, "layers": 2, "batch": 16, "sample-bytes": 20}
+SMALL = ["--threads=1", *(f"--{name}={size}" for name, size in SIZES.items())]
+EASY_TEXT = b"aabb" * 10_000  # after an a comes a or b: a bigram model cannot know, two bytes tell
+
+
+def run(*command: object) -> subprocess.CompletedProcess[str]:
+    """Runs a program in its own process, on one thread, from the root of the project."""
+    environment = {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=300,
+        check=False,
+    )
+
+
+def run_example(script: str, *options: object) -> subprocess.CompletedProcess[str]:
+    """Runs one of the Python examples."""
+    return run(sys.executable, ROOT / "examples" / script, *options)
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of an example, "folder/module", found as when a script of that folder runs."""
+    folder, name = request.param.split("/")
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    return module
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a small language model trained on an easy text, and what training printed."""
+    folder = tmp_path_factory.mktemp("language_model")
+    text = folder / "text"
+    text.write_bytes(EASY_TEXT)
+    options = ["--steps=200", "--learning-rate=1e-2", "--map-text=aabb", "--prompt=aab"]
+    result = run_example(
+        "language_model/train.py", "--text", text, "--out", folder, *SMALL, *options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder, result.stdout + result.stderr
+
+
+def number_after(words: str, text: str) -> float:
+    """The first number after `words` in `text`."""
+    found = re.search(re.escape(words) + r"\s*([-+.e\d]+)", text)
+    assert found, f"no number after {words!r} in:\n{text}"
+    return float(found[1])
+
+
+def test_training_beats_the_bigram_model_and_agrees_with_sdpa(trained: tuple[Path, str]) -> None:
+    _, printed = trained
+    model = number_after("held-out loss:", printed)
+    bigram = number_after("bigram model", printed)
+    assert model < 0.3 < bigram
+    assert bigram == pytest.approx(math.log(2), abs=0.1)  # either letter follows either letter
+    assert 0 <= number_after("  logits", printed) < 1e-4
+    assert 0 <= number_after("  gradients", printed) < 1e-4
+    assert "tokens/s" in printed
+
+
+def test_training_saves_pictures_model_and_sample(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    for name in ("loss.png", "attention_layer_1.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
+    sample = (folder / "sample.txt").read_text()
+    assert "aabb" in sample
+    assert len(sample) == len("aab") + 20
+
+
+def test_an_untrained_model_is_reported(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(EASY_TEXT)
+    result = run_example(
+        "language_model/train.py", "--text", text, "--out", tmp_path, *SMALL, "--steps", 1
+    )
+    assert result.returncode == 1
+    assert "does not beat the bigram model" in result.stderr
+
+
+def test_too_little_text_is_reported(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"short")
+    result = run_example("language_model/train.py", "--text", text, "--out", tmp_path)
+    assert result.returncode == 1
+    assert "the training text has 5 bytes" in result.stderr
+    result = run_example("language_model/train.py", "--text", tmp_path / "none")
+    assert result.returncode == 1
+    assert "cannot read the text" in result.stderr
+
+
+@pytest.mark.parametrize("example", ["language_model/data"], indirect=True)
+def test_bigram_counts(example: ModuleType) -> None:
+    model = example.BigramModel(example.as_tensor(b"abababac"))
+    a, b, c = b"abc"
+    # Four pairs start with a: ab three times, ac once; three with b: ba. One more for each of 256.
+    assert model.log_probability[a, b].exp().item() == pytest.approx(4 / 260)
+    assert model.log_probability[a, c].exp().item() == pytest.approx(2 / 260)
+    assert model.log_probability[b, a].exp().item() == pytest.approx(4 / 259)
+    assert model.log_probability[c, a].exp().item() == pytest.approx(1 / 256)
+    batch = torch.tensor([[a, b, a], [b, a, c]])
+    expected = -(2 * math.log(4 / 259) + math.log(4 / 260) + math.log(2 / 260)) / 4
+    assert model.loss(batch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("example", ["language_model/data"], indirect=True)
+def test_corpus_holds_out_the_end_of_each_file(example: ModuleType, tmp_path: Path) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    files[0].write_bytes(b"0123456789")
+    files[1].write_bytes(b"abcde" * 4)
+    corpus = example.read_corpus(files, 0.1)
+    assert bytes(corpus.training.tolist()) == b"012345678" + b"abcde" * 3 + b"abc"
+    assert bytes(corpus.held_out.tolist()) == b"9de"
+    windows = example.even_windows(corpus.training, 100, 5)
+    assert windows.shape == (5, 6)
+    assert bytes(windows[1].tolist()) == b"5678ab"
+
+
+@pytest.mark.parametrize("example", ["language_model/data"], indirect=True)
+def test_the_standard_library_is_text_enough(example: ModuleType) -> None:
+    files = example.standard_library()
+    assert files == sorted(files)
+    assert "argparse.py" in {path.name for path in files}
+    assert not any("site-packages" in path.parts for path in files)
+    assert sum(path.stat().st_size for path in files) > 5_000_000
+
+
+def test_generate_writes_and_trains_without_python(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    options = ["--prompt", "aab", "--bytes", 20, "--temperature", 0.1, "--lesson", "abcd" * 10]
+    result = run(GENERATE, folder / "model.pt", LIBRARY, *options)
+    assert result.returncode == 0, result.stderr
+    text, step = result.stdout.splitlines()
+    assert re.fullmatch("aab[ab]{20}", text)
+    assert "aabbaabb" in text
+    before, after = re.findall(r"\d+\.\d+", step)
+    assert float(after) < float(before)
+    linked = run("ldd", GENERATE).stdout + run("ldd", LIBRARY).stdout
+    assert "libtorch_cpu" in linked
+    assert "python" not in re.sub(r"=> \S+", "", linked)  # names, not the folders they are in
+
+
+def test_generate_repeats_with_the_seed(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+
+    def text(seed: int) -> str:
+        options = ["--bytes", 30, "--temperature", 5, "--seed", seed]
+        return run(GENERATE, folder / "model.pt", LIBRARY, *options).stdout
+
+    assert text(1) == text(1) != text(2)
+
+
+def test_generate_fails_when_the_loss_does_not_go_down(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    result = run(GENERATE, folder / "model.pt", LIBRARY, "--bytes", 0, "--learning-rate", 1e6)
+    assert result.returncode == 1
+    assert "did not go down" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{model}"], "expected an archive and an operator library"),
+        (["missing.pt", "{library}"], "no file missing.pt"),
+        (["{text}", "{library}"], "cannot load the model archive"),
+        (["{model}", "{text}"], "cannot load the operator library"),
+        (["{model}", "{library}", "--bytes", "many"], "--bytes needs a number, but got 'many'"),
+        (["{model}", "{library}", "--temperature", "0"], "--temperature must be above 0"),
+        (["{model}", "{library}", "--colour", "red"], "unknown option --colour"),
+        (["{model}", "{library}", "--seed"], "--seed needs a value"),
+    ],
+)
+def test_generate_explains_what_is_wrong(
+    trained: tuple[Path, str], arguments: list[str], message: str
+) -> None:
+    folder, _ = trained
+    paths = {"model": folder / "model.pt", "text": folder / "text", "library": LIBRARY}
+    result = run(GENERATE, *(argument.format(**paths) for argument in arguments))
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("example", ["context/sentences"], indirect=True)
+def test_held_out_sentences_are_not_in_training(example: ModuleType) -> None:
+    sentences = example.all_sentences()
+    training = {each.words for each in sentences if each.part == example.TRAINING}
+    for first, second in zip(sentences[::2], sentences[1::2], strict=True):
+        assert first.part == second.part
+        assert (first.words in training) == (first.part == example.TRAINING)
+        assert sum(a != b for a, b in zip(first.words, second.words, strict=True)) == 1
+        assert first.answer != second.answer
+
+    def held_out(text: str) -> bool:
+        return tuple(text.split()) in {each.words for each in sentences} - training
+
+    for end in ("tired", "wide"):
+        assert held_out(f"the animal did not cross the street because it was too {end}")
+    for end in ("phones", "juice"):
+        assert held_out(f"i love apple {end}")
+
+
+@pytest.mark.parametrize("example", ["context/sentences"], indirect=True)
+def test_nouns_held_out_together_never_meet_in_training(example: ModuleType) -> None:
+    def nouns(sentence: object) -> frozenset[str]:
+        return frozenset(sentence.words) & {*example.ANIMALS, *example.PLACES}
+
+    about_it = [each for each in example.all_sentences() if each.words[each.asked] == "it"]
+    training = {nouns(each) for each in about_it if each.part == example.TRAINING}
+    held_out = {nouns(each) for each in about_it if each.part == example.NEW_WORDS}
+    assert held_out
+    assert not training & held_out
+    seen = set().union(*training)
+    assert seen == {*example.ANIMALS, *example.PLACES}  # each noun is known, though not each pair
+
+
+def test_context_decides_meaning(tmp_path: Path) -> None:
+    result = run_example("context/train.py", "--out", tmp_path, "--steps", 500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for name in ("it_tired_or_wide", "apple_phones_or_juice", "apple_moves"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_untrained_context_is_reported(tmp_path: Path) -> None:
+    result = run_example("context/train.py", "--out", tmp_path, "--steps", 2)
+    assert result.returncode == 1
+    assert "not all held-out shares reach 99%" in result.stderr

@@ -1,0 +1,312 @@
+"""The Python functions: SDPA's signature, meaning and errors; TorchScript and torch.compile."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import torch_ext
+from torch_ext import _library
+
+sdpa = torch.nn.functional.scaled_dot_product_attention
+ours = torch_ext.scaled_dot_product_attention
+
+NEAR = {"rtol": 1e-9, "atol": 1e-10}  # float64 throughout: only the order of sums differs
+
+
+def qkv(
+    *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64, grad: bool = False
+) -> list[Tensor]:
+    return [torch.randn(shape, dtype=dtype, requires_grad=grad) for shape in shapes]
+
+
+# Shapes of query, key, value, and enable_gqa: all that SDPA takes.
+ACCEPTED = {
+    "equal": ((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), False),
+    "value size": ((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 3), False),
+    "2-D": ((5, 8), (7, 8), (7, 8), False),
+    "3-D": ((4, 5, 8), (4, 7, 8), (4, 7, 8), False),
+    "5-D": ((2, 3, 4, 5, 8), (2, 3, 4, 7, 8), (2, 3, 4, 7, 8), False),
+    "one key head": ((2, 4, 5, 8), (2, 1, 7, 8), (2, 1, 7, 8), False),
+    "one key head, all value heads": ((2, 4, 5, 8), (2, 1, 7, 8), (2, 4, 7, 8), False),
+    "one query head": ((2, 1, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), False),
+    "one key batch": ((2, 4, 5, 8), (1, 4, 7, 8), (1, 4, 7, 8), False),
+    "one query batch": ((1, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), False),
+    "lower rank of key": ((2, 4, 5, 8), (4, 7, 8), (4, 7, 8), False),
+    "lower rank of query": ((4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), False),
+    "key without heads": ((2, 4, 5, 8), (7, 8), (7, 8), False),
+    "no keys": ((2, 4, 5, 8), (2, 4, 0, 8), (2, 4, 0, 8), False),
+    "no batch": ((0, 4, 5, 8), (0, 4, 7, 8), (0, 4, 7, 8), False),
+    "grouped": ((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8), True),
+    "grouped 3-D": ((4, 5, 8), (2, 7, 8), (2, 7, 8), True),
+    "grouped, one key batch": ((2, 4, 5, 8), (1, 2, 7, 8), (1, 2, 7, 8), True),
+    "grouped key only": ((2, 4, 5, 8), (2, 2, 7, 8), (2, 4, 7, 8), True),
+    "grouped differently": ((2, 4, 5, 8), (2, 2, 7, 8), (2, 1, 7, 8), True),
+}
+
+
+@pytest.mark.parametrize("shapes", ACCEPTED.values(), ids=ACCEPTED.keys())
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_takes_the_shapes_that_sdpa_takes(shapes: tuple, is_causal: bool) -> None:
+    *shapes, enable_gqa = shapes
+    inputs = qkv(*shapes, grad=True)
+    expected = sdpa(*inputs, is_causal=is_causal, enable_gqa=enable_gqa)
+    output = ours(*inputs, is_causal=is_causal, enable_gqa=enable_gqa)
+    assert_close(output, expected, **NEAR)
+    grad = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    assert_close(torch.autograd.grad(output, inputs, grad), expected_grads, **NEAR)
+
+
+# As above; SDPA refuses them with a RuntimeError or an IndexError.
+REFUSED = {
+    "fewer heads": ((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8), False),
+    "more heads": ((2, 2, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), False),
+    "value heads": ((2, 4, 5, 8), (2, 4, 7, 8), (2, 2, 7, 8), False),
+    "batch": ((2, 4, 5, 8), (3, 4, 7, 8), (3, 4, 7, 8), False),
+    "1-D": ((8,), (8,), (8,), False),
+    "size of key": ((2, 4, 5, 8), (2, 4, 7, 4), (2, 4, 7, 8), False),
+    "length of value": ((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 6, 3), False),
+    "3 of 4 heads": ((2, 4, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8), True),
+    "3 of 4 key heads": ((2, 4, 5, 8), (2, 3, 7, 8), (2, 2, 7, 8), True),
+    "grouped more heads": ((2, 2, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), True),
+    "grouped without heads": ((5, 8), (7, 8), (7, 8), True),
+}
+
+
+@pytest.mark.parametrize("shapes", REFUSED.values(), ids=REFUSED.keys())
+def test_refuses_the_shapes_that_sdpa_refuses(shapes: tuple) -> None:
+    *shapes, enable_gqa = shapes
+    inputs = qkv(*shapes)
+    with pytest.raises((RuntimeError, IndexError)):
+        sdpa(*inputs, enable_gqa=enable_gqa)
+    with pytest.raises(RuntimeError, match=r"torch_ext.*expected"):
+        ours(*inputs, enable_gqa=enable_gqa)
+
+
+def test_missing_enable_gqa_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"enable_gqa=True.*2, 4, 5, 8.*2, 2, 7, 8"):
+        ours(*qkv((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8)))
+
+
+def random_mask(*shape: int) -> Tensor:
+    """Random, with a first row that sees everything and a second one that sees nothing."""
+    mask = torch.rand(shape) > 0.4
+    mask[..., 0, :] = True
+    mask[..., 1, :] = False
+    return mask
+
+
+MASKS: dict[str, Callable[[], Tensor]] = {
+    "bool (N, M)": lambda: random_mask(5, 7),
+    "bool (B, 1, N, M)": lambda: random_mask(2, 1, 5, 7),
+    "bool (B, H, N, M)": lambda: random_mask(2, 4, 5, 7),
+    "bool (1, M)": lambda: torch.rand(1, 7) > 0.4,
+    "float (N, M)": lambda: torch.randn(5, 7, dtype=torch.float64),
+    "float (H, N, M)": lambda: torch.randn(4, 5, 7, dtype=torch.float64),
+    "float with -inf": lambda: torch.zeros(5, 7, dtype=torch.float64).masked_fill(
+        ~random_mask(5, 7), -torch.inf
+    ),
+    "float32 for float64": lambda: torch.randn(5, 7),
+}
+
+
+@pytest.mark.parametrize("make_mask", MASKS.values(), ids=MASKS.keys())
+@pytest.mark.parametrize("scale", [None, 0.3, -1.5, 0.0])
+def test_attn_mask_means_what_it_means_to_sdpa(
+    make_mask: Callable[[], Tensor], scale: float | None
+) -> None:
+    inputs, mask = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True), make_mask()
+    expected, output = sdpa(*inputs, mask, scale=scale), ours(*inputs, mask, scale=scale)
+    assert_close(output, expected, **NEAR)
+    grad = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    assert_close(torch.autograd.grad(output, inputs, grad), expected_grads, **NEAR)
+
+
+def test_float_attn_mask_has_a_gradient() -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
+    mask = torch.randn(4, 1, 7, dtype=torch.float64, requires_grad=True)
+    expected, output = sdpa(*inputs, mask), ours(*inputs, mask)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), mask)
+    (grad,) = torch.autograd.grad(output.square().sum(), mask)
+    assert expected_grad.abs().max() > 1e-3
+    assert_close(grad, expected_grad, **NEAR)
+
+
+def test_query_that_sees_no_key_gets_zero_as_from_sdpa() -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
+    mask = torch.ones(5, 7, dtype=torch.bool)
+    mask[2] = False
+    for output in (sdpa(*inputs, mask), ours(*inputs, mask)):
+        assert output[:, :, 2].eq(0).all()
+        assert output[:, :, 1].ne(0).all()
+
+
+def test_attn_mask_with_is_causal_is_an_error() -> None:
+    # SDPA documents it, and raises it from its plain path; its fused CPU path lets it pass.
+    inputs, mask = qkv((5, 8), (5, 8), (5, 8)), torch.ones(5, 5, dtype=torch.bool)
+    for function in (sdpa, ours):
+        with pytest.raises(RuntimeError, match="is_causal"):
+            function(*inputs, mask, is_causal=True)
+
+
+def test_dropout_is_refused_by_name() -> None:
+    inputs = qkv((5, 8), (5, 8), (5, 8))
+    for dropout_p in (0.1, -0.1, float("nan")):
+        with pytest.raises(NotImplementedError, match=f"dropout_p.*{dropout_p}"):
+            ours(*inputs, dropout_p=dropout_p)
+    with pytest.raises(NotImplementedError, match="dropout_p"):
+        ours(*inputs, None, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.complex64])
+def test_attn_mask_of_a_wrong_dtype_is_refused(dtype: torch.dtype) -> None:
+    inputs, mask = qkv((5, 8), (5, 8), (5, 8)), torch.ones(5, 5, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        sdpa(*inputs, mask)
+    with pytest.raises(RuntimeError, match=f"attn_mask.*{dtype}"):
+        ours(*inputs, mask)
+
+
+def test_signature_is_sdpas() -> None:
+    schema = torch.ops.aten.scaled_dot_product_attention.default._schema
+    expected = {a.name: a.default_value for a in schema.arguments}
+    code, defaults = ours.__code__, ours.__defaults__
+    names = code.co_varnames[: code.co_argcount]
+    assert names == tuple(expected)
+    assert dict(zip(names[3:], defaults, strict=True)) == dict(list(expected.items())[3:])
+    # The documentation shows scale and enable_gqa last, without a mark that they go by name.
+    for name in names:
+        assert f"{name}" in sdpa.__doc__.split(") -> Tensor")[0]
+
+
+def test_attention_takes_mask_bias_and_is_causal_together() -> None:
+    q, k, v = qkv((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8))
+    mask, bias = random_mask(2, 1, 5, 7), torch.randn(4, 5, 7, dtype=torch.float64)
+    together = bias.masked_fill(~(mask & torch.ones(5, 7).tril().bool()), -torch.inf)
+    output = torch_ext.attention(q, k, v, mask=mask, bias=bias, is_causal=True, scale=0.7)
+    assert_close(output, sdpa(q, k, v, together, scale=0.7, enable_gqa=True), **NEAR)
+
+
+def test_pieces_of_the_keys_go_together_by_their_logsumexp() -> None:
+    q, k, v = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True)
+    parts = [
+        torch_ext.attention_with_logsumexp(q, k[..., part, :], v[..., part, :])
+        for part in (slice(0, 3), slice(3, 7))
+    ]
+    share = torch.softmax(torch.stack([lse for _, lse in parts]), 0).unsqueeze(-1)
+    output = share[0] * parts[0][0] + share[1] * parts[1][0]
+    expected = sdpa(q, k, v)
+    assert_close(output, expected, **NEAR)
+    grad = torch.randn_like(expected)  # comes back through the logsumexps too
+    assert_close(
+        torch.autograd.grad(output, (q, k, v), grad),
+        torch.autograd.grad(expected, (q, k, v), grad),
+        **NEAR,
+    )
+
+
+def call_everything(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    first = torch_ext.attention(query, key, value, mask=mask, is_causal=True)
+    second, logsumexp = torch_ext.attention_with_logsumexp(query, key, value, scale=0.5)
+    third = torch_ext.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
+    fourth = torch_ext.scaled_dot_product_attention(query, key[:, :1], value[:, :1])
+    weights = torch_ext.attention_weights(query, key, mask=mask)
+    return first + second + third + fourth + logsumexp.unsqueeze(-1) + weights.sum(-1, True)
+
+
+def everything_inputs() -> list[Tensor]:
+    return [
+        *qkv((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8), grad=True),
+        torch.rand(2, 1, 5, 7) > 0.3,
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_functions_script_save_and_load() -> None:
+    inputs = everything_inputs()
+    archive = io.BytesIO()
+    torch.jit.save(torch.jit.script(call_everything), archive)
+    archive.seek(0)
+    scripted = torch.jit.load(archive)
+    expected = call_everything(*inputs)
+    for _ in range(3):  # profiling, optimised, and as optimised
+        output = scripted(*inputs)
+        assert_close(output, expected, rtol=0.0, atol=0.0)
+        grads = torch.autograd.grad(output.square().sum(), inputs[:3])
+    assert_close(grads, torch.autograd.grad(expected.square().sum(), inputs[:3]), **NEAR)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_sdpa_refuses_dropout() -> None:
+    inputs = qkv((5, 8), (5, 8), (5, 8))
+    scripted = torch.jit.script(ours)
+    assert_close(scripted(*inputs), sdpa(*inputs), **NEAR)
+    with pytest.raises(torch.jit.Error, match="dropout_p"):
+        scripted(*inputs, dropout_p=0.5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_functions_compile_in_one_graph(fresh_dynamo: None, dynamic: bool) -> None:
+    # Captures forward and backward; what the compiler makes of the operators is tested with them.
+    inputs = everything_inputs()
+    compiled = torch.compile(call_everything, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    output, expected = compiled(*inputs), call_everything(*inputs)
+    assert_close(output, expected, **NEAR)
+    assert_close(
+        torch.autograd.grad(output.square().sum(), inputs[:3]),
+        torch.autograd.grad(expected.square().sum(), inputs[:3]),
+        **NEAR,
+    )
+
+
+def test_public_names() -> None:
+    for name in torch_ext.__all__:
+        assert hasattr(torch_ext, name), name
+        if callable(getattr(torch_ext, name)):
+            assert "Raises:" in getattr(torch_ext, name).__doc__
+    assert torch_ext.__version__.count(".") == 2
+
+
+def test_missing_library_says_how_to_build_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_library, "_LIBRARY", tmp_path / "libtorch_ext.so")
+    with pytest.raises(ImportError, match=r"missing.*make build"):
+        _library.load()
+
+
+def test_damaged_library_is_an_import_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "libtorch_ext.so").write_bytes(b"not a library")
+    monkeypatch.setattr(_library, "_LIBRARY", tmp_path / "libtorch_ext.so")
+    with pytest.raises(ImportError, match=r"could not be loaded.*make build"):
+        _library.load()
+
+
+def test_library_for_another_torch_is_refused(tmp_path: Path) -> None:
+    package = tmp_path / "torch_ext"
+    package.mkdir()
+    source = Path(torch_ext.__file__).parent
+    for file in source.glob("*.py"):
+        (package / file.name).write_text(file.read_text())
+    (package / "libtorch_ext.so").write_bytes(b"never opened")
+    (package / "_built_for.py").write_text('TORCH_VERSION = "1.4.0+cpu"\n')
+    done = subprocess.run(
+        [sys.executable, "-c", "import torch_ext"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "ImportError: torch_ext: this build is for torch 1.4, but torch " in done.stderr
+    assert "make build" in done.stderr
