@@ -1,4 +1,5 @@
-# Everything here sets up what it needs first: a virtual environment in .venv, the pinned packages, the build.
+# Everything here sets up what it needs first: a virtual environment in .venv, the pinned packages,
+# the build.
 
 VENV := .venv
 BUILD := build
@@ -8,12 +9,14 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
+PROGRAM := PYTHONPATH=. $(RUN)
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake
 DEPS := .deps
 PACKAGES := $(VENV)/.requirements
-# Folders that need not exist: Python's headers, where the system package was unpacked rather than installed.
-DEPS_HEADERS = CPLUS_INCLUDE_PATH="$(CURDIR)/$(DEPS)/usr/include:$$(echo $(CURDIR)/$(DEPS)/usr/include/python3*)"
 LINTERS := $(VENV)/.requirements-dev
+# Python's headers, where the system package was unpacked rather than installed.
+INCLUDE := $(CURDIR)/$(DEPS)/usr/include
+WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo $(INCLUDE)/python3*)"
 CPP_FILES = $(shell find csrc tests/cpp examples -name '*.cpp' -o -name '*.h')
 PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
 
@@ -36,7 +39,8 @@ $(LINTERS): requirements-dev.txt $(PACKAGES)
 
 # Ninja looks at the sources and at CMakeLists.txt itself; only another torch needs a new configuration.
 $(BUILD)/build.ninja: $(PACKAGES)
-	@$(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) -DTORCH_EXT_WERROR=$(WERROR)
+	@$(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) \
+		-DTORCH_EXT_WERROR=$(WERROR)
 	@touch $@
 
 build: $(BUILD)/build.ninja ## build torch_ext/libtorch_ext.so
@@ -46,23 +50,29 @@ build: $(BUILD)/build.ninja ## build torch_ext/libtorch_ext.so
 
 train: build ## train the language model, then run it in C++ without Python
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target generate
-	PYTHONPATH=. $(RUN) examples/language_model/train.py --out runs/language_model $(ARGS)
-	$(BUILD)/generate runs/language_model/model.pt torch_ext/libtorch_ext.so
+	@rm -f runs/language_model/model.pt
+	@status=0; set -x; \
+		$(PROGRAM) examples/language_model/train.py $(ARGS) --out runs/language_model || status=1; \
+		[ ! -e runs/language_model/model.pt ] || \
+		$(BUILD)/generate runs/language_model/model.pt torch_ext/libtorch_ext.so || status=1; \
+		exit $$status
 
 context: build ## train the example in which context decides meaning
-	PYTHONPATH=. $(RUN) examples/context/train.py $(ARGS)
+	$(PROGRAM) examples/context/train.py $(ARGS)
 
 bench: build ## compare with scaled_dot_product_attention
-	$(RUN) benchmarks/compare.py $(ARGS)
+	$(PROGRAM) benchmarks/compare.py $(ARGS)
 
-test: build ## run every test, C++ and Python (ARGS go to pytest)
+test: $(BUILD)/build.ninja ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)
 	@tools/find_python_headers.sh $(RUN) $(DEPS)
 	@$(CMAKE) -S . -B $(BUILD) -DTORCH_EXT_TESTS=ON -DTORCH_EXT_WERROR=$(WERROR) \
 		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(DEPS)/usr
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target all --target generate
-	@status=0; set -x; $(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error || status=1; \
-		$(DEPS_HEADERS) $(RUN) -m pytest $(ARGS) || status=1; exit $$status
+	@status=0; set -x; \
+		$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error || status=1; \
+		$(WITH_HEADERS) $(RUN) -m pytest $(ARGS) || status=1; \
+		exit $$status
 
 # ---- For contributors --------------------------------------------------------
 

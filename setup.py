@@ -1,4 +1,4 @@
-"""Drives CMake, which is the only description of the build, and puts what it makes into the wheel."""
+"""Drives CMake, the only description of the build, and puts what it makes into the wheel."""
 
 import os
 import shutil

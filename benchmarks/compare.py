@@ -3,7 +3,7 @@
 Both run in turn in one process and the minimum of many repeats counts, so that a shared or throttled machine slows
 both alike. Ratios above 1 mean that torch_ext is faster. The README's table is the output of
 
-    python benchmarks/compare.py
+    make bench
 
 SDPA is called as a user would call it and picks its own path: its fused kernel where it can, plain mathematics
 where it cannot (a bias that needs a gradient, E != D).
@@ -25,7 +25,12 @@ from tqdm import tqdm
 
 import torch_ext
 
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Case:
         ]
         bias = None
         if self.bias:
-            bias = torch.randn(1, self.heads, self.queries, self.keys, dtype=dtype, requires_grad=True)
+            bias = torch.randn(
+                1, self.heads, self.queries, self.keys, dtype=dtype, requires_grad=True
+            )
         shape = (self.batch, self.heads, self.queries, self.value_head_size)
         return inputs, bias, torch.randn(shape, dtype=dtype)
 
@@ -102,14 +109,20 @@ def measure(case: Case, seconds: float) -> dict[str, object]:
         return torch_ext.attention(query, key, value, bias=bias, is_causal=case.causal)
 
     def sdpa() -> torch.Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=case.causal)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, is_causal=case.causal
+        )
 
     with torch.no_grad():
         forward = fastest([sdpa, ours], seconds)
     inputs = [t for t in (query, key, value, bias) if t is not None]
     outputs = [sdpa(), ours()]
     backward = fastest(
-        [lambda o=o: torch.autograd.grad(o, inputs, grad_output, retain_graph=True) for o in outputs], seconds
+        [
+            lambda o=o: torch.autograd.grad(o, inputs, grad_output, retain_graph=True)
+            for o in outputs
+        ],
+        seconds,
     )
     return {
         "case": case.name,
@@ -140,8 +153,15 @@ def processor() -> str:
 def main() -> None:
     """Runs the cases and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=2.0,
+        help="time for each measurement (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s"
+    )
     parser.add_argument("--only", default="", help="cases whose name or dtype contains this")
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 # Defines the target torch::torch from what Python knows about its torch, and TORCH_VERSION.
 #
-# find_package(Torch) is not used: it drags in the CUDA toolkit, and breaks where torch has CUDA and the machine has not.
+# find_package(Torch) is not used: it drags in the CUDA toolkit, and breaks where torch has CUDA and
+# the machine has not.
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 execute_process(
@@ -18,21 +19,23 @@ endforeach()
 string(REGEX REPLACE "\\+.*" "" TORCH_VERSION "${torch_version}")
 message(STATUS "torch ${torch_version}: ${torch_lib}")
 if(TORCH_VERSION VERSION_LESS 2.11)
-  message(FATAL_ERROR "torch_ext needs torch 2.11 or later, and ${Python_EXECUTABLE} has ${torch_version}")
+  message(FATAL_ERROR "torch_ext needs torch 2.11 or later; ${Python_EXECUTABLE} has ${torch_version}")
 endif()
 
-# Threads: code compiled with -fopenmp must run on the OpenMP runtime that torch has loaded, or there are two pools and
-# torch.set_num_threads governs only one. So the wheel's own copy is linked, by its own name.
+# Threads: code compiled with -fopenmp must run on the OpenMP runtime that torch has loaded, or there
+# are two pools and torch.set_num_threads governs only one. So the wheel's own copy is linked, by its
+# own name.
 include(CheckCXXSourceCompiles)
 set(CMAKE_REQUIRED_FLAGS -fopenmp)
-check_cxx_source_compiles("#include <omp.h>\nint main() { return omp_get_max_threads() == 0; }" COMPILER_HAS_OPENMP)
+check_cxx_source_compiles(
+  "#include <omp.h>\nint main() { return omp_get_max_threads() == 0; }" COMPILER_HAS_OPENMP)
 unset(CMAKE_REQUIRED_FLAGS)
 if(NOT COMPILER_HAS_OPENMP)
-  message(FATAL_ERROR "${CMAKE_CXX_COMPILER} cannot compile with -fopenmp; with GCC nothing more is needed")
+  message(FATAL_ERROR "${CMAKE_CXX_COMPILER} cannot compile with -fopenmp; GCC can without more")
 endif()
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
-  message(WARNING "Clang brings an OpenMP runtime of its own beside torch's: torch.set_num_threads will not reach "
-                  "this library. Build with GCC.")
+  message(WARNING "Clang brings an OpenMP runtime of its own beside torch's: torch.set_num_threads "
+                  "will not reach this library. Build with GCC.")
 endif()
 
 add_library(torch::torch INTERFACE IMPORTED)
@@ -45,7 +48,8 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
 endif()
 # Kept even where no symbol is used: what registers operators must stay loaded.
 target_link_libraries(
-  torch::torch INTERFACE -Wl,--no-as-needed ${torch_lib}/libtorch.so ${torch_lib}/libtorch_cpu.so ${torch_lib}/libc10.so)
+  torch::torch INTERFACE -Wl,--no-as-needed ${torch_lib}/libtorch.so ${torch_lib}/libtorch_cpu.so
+                         ${torch_lib}/libc10.so)
 if(torch_openmp)
   target_link_libraries(torch::torch INTERFACE ${torch_openmp})
 else()

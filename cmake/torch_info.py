@@ -1,7 +1,7 @@
-"""Prints, as `key=value` lines, what a build needs to know about the torch of the Python that runs this.
+"""Prints, as `key=value` lines, what a build needs to know about the torch of this Python.
 
-Inside an isolated pip build torch is hidden by PYTHONPATH; a second try that ignores the environment finds the torch
-of the environment that pip installs into.
+Inside an isolated pip build torch is hidden by PYTHONPATH; a second try that ignores the
+environment variables finds the torch of the environment that pip installs into.
 """
 
 import glob
@@ -24,7 +24,7 @@ def main() -> None:
         if not sys.flags.ignore_environment:
             os.execv(sys.executable, [sys.executable, "-E", os.path.abspath(__file__)])
         sys.exit(
-            "torch_ext is built against the torch that is already installed, and this Python has none:\n"
+            "torch_ext is built against the torch that is installed, and this Python has none:\n"
             f"  {sys.executable}\n"
             "Install torch there and build without isolation:\n"
             "  pip install torch setuptools cmake ninja\n"

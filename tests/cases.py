@@ -25,8 +25,8 @@ LENGTHS = [
 
 # (D, E)
 HEAD_SIZES = [
-    (1, 1), (3, 3), (40, 40), (64, 64), (80, 80), (96, 96), (111, 111), (128, 128), (256, 256), (300, 300),
-    (64, 40), (3, 128),
+    (1, 1), (3, 3), (40, 40), (64, 64), (80, 80), (96, 96), (111, 111), (128, 128), (256, 256),
+    (300, 300),     (64, 40), (3, 128),
 ]  # fmt: skip
 
 # Leading dimensions of query, and of key and value.
@@ -50,7 +50,7 @@ LAYOUTS = [
     "misaligned",
 ]
 
-# Name: (shape of the mask, shape of the bias, is_causal); the shapes are names that `_broadcast_shape` knows.
+# Name: (shape of the mask, shape of the bias, is_causal). `_broadcast_shape` knows the shapes.
 MASKINGS: dict[str, tuple[str | None, str | None, bool]] = {
     "none": (None, None, False),
     "causal": (None, None, True),
@@ -206,7 +206,8 @@ class Case:
     def __str__(self) -> str:
         (n, m), (d, e) = self.lengths, self.head_sizes
         wide = "-wide_bias" if self.wide_bias else ""
-        return f"{n}x{m}-{d}x{e}-{self.leading}-{self.layout}-{self.masking}-{self.dtype}-scale_{self.scale}{wide}"
+        kinds = f"{self.leading}-{self.layout}-{self.masking}-{self.dtype}"
+        return f"{n}x{m}-{d}x{e}-{kinds}-scale_{self.scale}{wide}"
 
     def arguments(self, device: torch.device | str = "cpu") -> Arguments:
         return arguments(
@@ -223,7 +224,7 @@ class Case:
 
 
 def pairwise(axes: list[list[Any]]) -> list[tuple[Any, ...]]:
-    """Rows with one value of each axis, such that any two values of two axes meet in some row. Greedy."""
+    """Rows with one value of each axis; any two values of two axes meet in some row. Greedy."""
 
     def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
         return {(a, row[a], b, row[b]) for a, b in itertools.combinations(range(len(axes)), 2)}
@@ -249,7 +250,7 @@ def pairwise(axes: list[list[Any]]) -> list[tuple[Any, ...]]:
         row = {a: i, b: j}
         for axis in sorted(set(range(len(axes))) - {a, b}, key=lambda x: -len(axes[x])):
             size = len(axes[axis])
-            # Among equals, rotate: otherwise the first choice would be tried far more often than the others.
+            # Among equals, rotate: otherwise the first choice would be tried far too often.
             choices = [(len(rows) + c) % size for c in range(size)]
             gains = [gain(row, axis, choice) for choice in choices]
             row[axis] = choices[gains.index(max(gains))]

@@ -32,7 +32,8 @@ def assert_same_nonfinite(name: str, got: Tensor, expected: Tensor) -> None:
     if wrong.any():
         index = wrong.nonzero()[0].tolist()
         raise AssertionError(
-            f"{name}{index}: got {got[tuple(index)].item()}, expected {expected[tuple(index)].item()}"
+            f"{name}{index}: got {got[tuple(index)].item()},"
+            f" expected {expected[tuple(index)].item()}"
             f" ({int(wrong.sum())} of {wrong.numel()} entries wrong in being finite or not)"
         )
 
@@ -72,8 +73,8 @@ def assert_accurate(
         raise AssertionError(
             f"{name}{list(index)}: got {got[index].item()!r}, expected {expected[index].item()!r};"
             f" error {error[index].item():.3g} > bound {bound:.3g}"
-            f" (plain PyTorch errs by {yardstick:.3g}; {int((error > bound).sum())} of {error.numel()}"
-            " entries are beyond the bound)"
+            f" (plain PyTorch errs by {yardstick:.3g};"
+            f" {int((error > bound).sum())} of {error.numel()} entries are beyond the bound)"
         )
 
 

@@ -1,13 +1,13 @@
-"""Settings that every test shares: poisoned scratch memory, a fixed seed, two threads, the devices."""
+"""Settings that every test shares: poisoned scratch memory, fixed seed, two threads, devices."""
 
 from __future__ import annotations
 
 import os
 
-# Before the library is loaded: scratch memory of the kernels is filled with NaN, so that a value that was
-# never written cannot pass for a result.
+# Before the library is loaded: scratch memory of the kernels is filled with NaN, so that a value
+# that was never written cannot pass for a result.
 os.environ["TORCH_EXT_POISON"] = "1"
-# Waiting threads sleep: where other programs run too, spinning ones make every test many times slower.
+# Waiting threads sleep: beside other programs, spinning ones make every test many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator

@@ -179,7 +179,7 @@ def plain(
 ) -> Results:
     """Attention as matmul, softmax, matmul in query's dtype, with the gradients autograd finds.
 
-    With `is_reversed`, rows, keys and head size are in reverse order: other roundings, equally plain.
+    With `is_reversed`, rows, keys and head size are in reverse order: other roundings, as plain.
     Its logsumexp has the dtype of the operator's (float32 for 16-bit inputs) and is computed from
     inputs cast to that dtype: a yardstick as fine as what it measures.
     """

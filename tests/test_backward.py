@@ -1,4 +1,4 @@
-"""Gradients: accuracy against the float64 oracle, gradcheck on the fused path, only those asked for."""
+"""Gradients: accuracy against the oracle, gradcheck on the fused path, only those asked for."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_the_fused_operators_are_what_runs(
 
 
 def numerical(args: Arguments, op: Any, *, fast: bool) -> None:
-    """gradcheck of an operator in float64, with respect to everything that can be differentiated."""
+    """gradcheck of an operator in float64, for everything that can be differentiated."""
     args = args.requires_grad()
     bias = args.bias is not None
     hidden = args.bias == -torch.inf if bias else None

@@ -1,4 +1,4 @@
-"""The same bits: for any number of threads, from run to run, for a sample or a head alone or among others."""
+"""The same bits: for any number of threads, in every run, for a sample or head among others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output and logsumexp: accuracy against the float64 oracle, agreement with PyTorch, layouts, empty sizes."""
+"""Output and logsumexp: accuracy, agreement with PyTorch, layouts in memory, empty sizes."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_subnormal_values_are_kept(dtype: torch.dtype, device: torch.device) -> 
 @pytest.mark.isa
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 def test_one_dominant_key(where: str, device: torch.device) -> None:
-    """The running maximum changes in the first, a middle or the last tile: what came before is rescaled."""
+    """The running maximum changes in one tile: what came before is rescaled."""
     keys = 300
     column = {"first": 0, "middle": 150, "last": keys - 1}[where]
     args = arguments((40, keys), (16, 16), "unbatched", device=device)

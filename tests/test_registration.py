@@ -1,4 +1,4 @@
-"""The operators in the Torch registry: opcheck, compile, export, TorchScript, autocast, checkpointing, Meta."""
+"""The operators in the Torch registry: opcheck, Meta, compile, export, TorchScript, autocast."""
 
 from __future__ import annotations
 
@@ -32,25 +32,28 @@ def quiet(function: Callable[[], Any]) -> Any:
     [
         (
             "attention",
-            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None, bool is_causal=False,"
-            " float? scale=None) -> Tensor",
+            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None,"
+            " bool is_causal=False, float? scale=None) -> Tensor",
         ),
         (
             "attention_forward",
-            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None, bool is_causal=False,"
-            " float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
+            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None,"
+            " bool is_causal=False, float? scale=None)"
+            " -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
         ),
         (
             "attention_backward",
-            "(Tensor? grad_output, Tensor? grad_logsumexp, Tensor query, Tensor key, Tensor value, Tensor output,"
-            " Tensor logsumexp, Tensor logsumexp_residual, *, Tensor? mask=None, Tensor? bias=None,"
-            " bool is_causal=False, float? scale=None, bool[4] output_mask=[True, True, True, True])"
+            "(Tensor? grad_output, Tensor? grad_logsumexp, Tensor query, Tensor key, Tensor value,"
+            " Tensor output, Tensor logsumexp, Tensor logsumexp_residual, *, Tensor? mask=None,"
+            " Tensor? bias=None,"
+            " bool is_causal=False, float? scale=None,"
+            " bool[4] output_mask=[True, True, True, True])"
             " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias)",
         ),
         (
             "attention_weights",
-            "(Tensor query, Tensor key, *, Tensor? mask=None, Tensor? bias=None, bool is_causal=False,"
-            " float? scale=None, Tensor? rows=None) -> Tensor",
+            "(Tensor query, Tensor key, *, Tensor? mask=None, Tensor? bias=None,"
+            " bool is_causal=False, float? scale=None, Tensor? rows=None) -> Tensor",
         ),
     ],
     ids=OPERATORS,
@@ -59,7 +62,7 @@ def test_schema(name: str, schema: str) -> None:
     assert str(getattr(ops, name).default._schema) == f"torch_ext::{name}{schema}"
 
 
-# opcheck: schema honesty, autograd registration, fake tensors, and all of it traced with dynamic shapes.
+# opcheck: schema honesty, autograd registration, fake tensors, all traced with dynamic shapes.
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])

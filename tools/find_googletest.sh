@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# find_googletest.sh FOLDER: makes GoogleTest available, from the system or, without root, unpacked into FOLDER.
+# find_googletest.sh FOLDER: makes GoogleTest available, from the system or, without root, unpacked
+# into FOLDER.
 #
 # FOLDER/usr is a prefix that CMake searches; it holds nothing where the system has GoogleTest.
 set -euo pipefail

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# find_python_headers.sh PYTHON FOLDER: makes Python.h available, which torch.compile needs (the library does not).
+# find_python_headers.sh PYTHON FOLDER: makes Python.h available, which torch.compile needs (this
+# library does not).
 #
 # Without root the headers are unpacked into FOLDER, where `make test` lets the compiler look for them.
 set -euo pipefail
@@ -15,7 +16,8 @@ is_available && exit
 "$(dirname "$0")/system_package.sh" "libpython$version-dev" "$folder" || true
 is_available && exit
 cat >&2 << EOF
-torch_ext: the tests of torch.compile need $headers/Python.h, and it could neither be installed nor downloaded.
+torch_ext: the tests of torch.compile need $headers/Python.h, and it could neither be installed nor
+downloaded.
 Install the package python$version-dev (Fedora: python3-devel) and try again.
 EOF
 exit 1

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# set_up.sh VENV REQUIREMENTS: makes the virtual environment VENV where there is none and installs the file's exact pins.
+# set_up.sh VENV REQUIREMENTS: makes the virtual environment VENV where there is none and installs the
+# file's exact pins.
 #
-# PYTHON and CXX say which interpreter and compiler to use; without PYTHON the first of python3, python3.13 ...
-# python3.10 that is new enough is taken.
+# PYTHON and CXX say which interpreter and compiler to use; without PYTHON the first of python3,
+# python3.13 ... python3.10 that is new enough is taken.
 set -euo pipefail
 
 venv=$1
@@ -16,7 +17,8 @@ fail() {
 check_compiler() {
   local compiler=${CXX:-c++}
   command -v "${compiler%% *}" > /dev/null ||
-    fail "no C++ compiler '$compiler' found; install g++ 11 or later (Debian, Ubuntu: build-essential) or set CXX"
+    fail "no C++ compiler '$compiler' found" \
+      "install g++ 11 or later (Debian, Ubuntu: build-essential) or set CXX"
   printf '#include <concepts>\n#include <version>\nstatic_assert(__cplusplus >= 202002L);\n' |
     $compiler -std=c++20 -fsyntax-only -x c++ - ||
     fail "$compiler does not compile C++20; install g++ 11 or later, or set CXX to one"
@@ -35,15 +37,17 @@ find_python() {
       return
     fi
   done
-  fail "expected Python 3.10 to 3.13, but ${PYTHON:-python3} is $(${PYTHON:-python3} --version 2>&1 || true)" \
+  fail "expected Python 3.10 to 3.13, but got $(${PYTHON:-python3} --version 2>&1 || true)" \
     "install one of these, or name it: make ... PYTHON=/path/to/python3.12"
 }
 
 make_venv() {
   local python=$1 version
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  "$python" -c 'import venv, ensurepip' 2> /dev/null || "$(dirname "$0")/system_package.sh" "python$version-venv" ||
-    fail "$python cannot make virtual environments; install its venv module (Debian, Ubuntu: python$version-venv)"
+  "$python" -c 'import venv, ensurepip' 2> /dev/null ||
+    "$(dirname "$0")/system_package.sh" "python$version-venv" ||
+    fail "$python cannot make virtual environments: its venv module is missing" \
+      "install it (Debian, Ubuntu: python$version-venv)"
   echo "torch_ext: making $venv with Python $version"
   "$python" -m venv "$venv"
 }

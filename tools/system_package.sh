@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# system_package.sh PACKAGE [FOLDER]: installs a Debian package as root or with passwordless sudo; where neither is
-# allowed, downloads it and unpacks it into FOLDER. Status 1 where nothing worked.
+# system_package.sh PACKAGE [FOLDER]: installs a Debian package as root or with passwordless sudo; where
+# neither is allowed, downloads it and unpacks it into FOLDER. Status 1 where nothing worked.
 set -euo pipefail
 
 package=$1

@@ -17,7 +17,7 @@ from torch_ext.functional import (
     attention_with_logsumexp,
     scaled_dot_product_attention,
 )
-from torch_ext.inspection import attention_weights, plot_attention
+from torch_ext.inspection import attention_weights, cpu_implementation, plot_attention
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "attention_with_logsumexp",
+    "cpu_implementation",
     "nn",
     "plot_attention",
     "scaled_dot_product_attention",

@@ -14,6 +14,19 @@ _MAX_LABELS = 64  # per axis; longer sequences label every second, third ... tok
 _MAX_NUMBERS = 12  # numbers are written into the cells up to this many rows and columns
 
 
+def cpu_implementation() -> str:
+    """Which kernels serve CPU tensors: "avx512", "avx2" or "reference".
+
+    The best that the processor can run, or the one that the environment variable TORCH_EXT_ISA
+    names. "reference" is plain loops, written to be read: right, and slow.
+
+    Raises:
+        RuntimeError: TORCH_EXT_ISA names none that this processor can run.
+    """
+    name: str = torch.ops.torch_ext.cpu_implementation()
+    return name
+
+
 def attention_weights(
     query: Tensor,
     key: Tensor,

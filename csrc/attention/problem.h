@@ -64,7 +64,7 @@ struct ForwardProblem : Problem {
 
 struct BackwardProblem : Problem {
   Operand output, logsumexp, logsumexp_residual;  // as the forward wrote them
-  Operand grad_output;                            // (N, E)
+  Operand grad_output;                            // (N, E), absent = zero
   Operand grad_logsumexp;                         // (N), absent = zero
   // Results; an absent one is not computed.
   Operand grad_query, grad_key, grad_value;  // as query, key, value

@@ -165,26 +165,27 @@ void backward_row(const BackwardProblem& p, int64_t head, int64_t i, KeyGradient
   const Matrix q = query_matrix(p, p.query, head), k = key_matrix(p, p.key, head);
   const Matrix v = key_matrix(p, p.value, head), o = query_matrix(p, p.output, head);
   const Matrix d_o = query_matrix(p, p.grad_output, head);
+  const int64_t value_size = p.grad_output ? p.value_head_size : 0;
   const double lse = query_matrix(p, p.logsumexp, head)(i);
   const double residual = query_matrix(p, p.logsumexp_residual, head)(i);
 
   // δ = rowsum(dO∘O) - dL
   double delta = p.grad_logsumexp ? -query_matrix(p, p.grad_logsumexp, head)(i) : 0;
-  for (int64_t e = 0; e < p.value_head_size; ++e) delta += d_o(i, e) * o(i, e);
+  for (int64_t e = 0; e < value_size; ++e) delta += d_o(i, e) * o(i, e);
 
   std::vector<double> dq(p.head_size);
   for (const Score& s : visible_scores(p, head, i)) {
     const int64_t j = s.key;
     const double weight = std::exp((s.value - lse) - residual);
     double dp = 0;  // dP = dO Vᵀ
-    for (int64_t e = 0; e < p.value_head_size; ++e) dp += d_o(i, e) * v(j, e);
+    for (int64_t e = 0; e < value_size; ++e) dp += d_o(i, e) * v(j, e);
     const double ds = weight * (dp - delta);  // dS = P∘(dP - δ)
 
     for (int64_t d = 0; d < p.head_size; ++d) {
       dq[d] += p.scale * ds * k(j, d);
       sums.key[j * p.head_size + d] += p.scale * ds * q(i, d);
     }
-    for (int64_t e = 0; e < p.value_head_size; ++e) {
+    for (int64_t e = 0; e < value_size; ++e) {
       sums.value[j * p.value_head_size + e] += weight * d_o(i, e);
     }
     if (p.grad_bias) {

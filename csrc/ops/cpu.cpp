@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 
 #include "attention/problem.h"
 #include "cpu/implementations.h"
@@ -125,10 +126,6 @@ BackwardResult backward(const BackwardArguments& a) {
   p.logsumexp = operand(a.logsumexp, p.leading_dims, Layout::Rows);
   p.logsumexp_residual = operand(a.logsumexp_residual, p.leading_dims, Layout::Rows);
   p.grad_output = operand(grad_output, p.leading_dims);
-  if (!grad_output.defined()) {
-    p.grad_output.data = const_cast<char*>(kZero);
-    p.grad_output.dtype = p.query.dtype;
-  }
   p.grad_logsumexp = operand(grad_logsumexp, p.leading_dims, Layout::Rows);
   p.grad_query = result_operand(grad_query, p.leading_dims);
   p.grad_key = result_operand(grad_key, p.leading_dims);
@@ -136,16 +133,25 @@ BackwardResult backward(const BackwardArguments& a) {
   Tensor bias_sums;  // in the accumulation type, rounded once when complete
   if (grad_bias.defined()) {
     const at::ScalarType type = accumulation_type(a.query.scalar_type());
-    bias_sums = at::zeros(grad_bias.sizes(), grad_bias.options().dtype(type));
+    bias_sums = type == grad_bias.scalar_type()
+                    ? grad_bias.zero_()
+                    : at::zeros(grad_bias.sizes(), grad_bias.options().dtype(type));
     p.grad_bias = result_operand(bias_sums, p.leading_dims, Layout::Broadcast);
   }
   cpu::implementation().backward(p);
-  if (grad_bias.defined()) grad_bias.copy_(bias_sums);
+  if (grad_bias.defined() && !bias_sums.is_same(grad_bias)) grad_bias.copy_(bias_sums);
   return results;
 }
 
+std::string cpu_implementation() { return cpu::implementation().name; }
+
 }  // namespace
 }  // namespace torch_ext::ops
+
+// A question about the library, not an operation on tensors.
+TORCH_LIBRARY_FRAGMENT(torch_ext, m) {
+  m.def("cpu_implementation() -> str", torch_ext::ops::cpu_implementation);
+}
 
 TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {
   using namespace torch_ext::ops;

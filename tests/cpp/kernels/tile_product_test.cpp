@@ -1,5 +1,5 @@
-// C = A B bit by bit: every element is one chain of fused multiply-adds that starts at 0, whatever
-// the shape around it; where C is accumulated into, the chain is added to it as a whole.
+// C = A B bit by bit: every element is a sum of chains of kChain fused multiply-adds, each of which
+// starts at 0 and is added to C as a whole, whatever the shape around it.
 #include "cpu/kernels/tile_product.h"
 
 #include <gtest/gtest.h>
@@ -17,6 +17,7 @@ class TileProductTest : public testing::Test {
   static constexpr int64_t kMostRows = 2 * kLargestBlock + 5;
   static constexpr int64_t kMostColumns = 9 * Vec<T>::kSize;
   static constexpr int64_t kStride = kMostColumns + 3;  // of B and C: not a whole number of vectors
+  static constexpr int64_t kMostDepth = 2 * kChain + 1;
 
   std::vector<T> random(int64_t count) {
     std::vector<T> x(count);
@@ -24,16 +25,17 @@ class TileProductTest : public testing::Test {
     return x;
   }
 
-  // a (kMostRows x depth), b (depth x kMostColumns).
-  static std::vector<T> chains(int64_t depth, const std::vector<T>& a, const std::vector<T>& b) {
-    std::vector<T> c(kMostRows * kMostColumns);
+  // a (kMostRows x depth), b (depth x kMostColumns), c (kMostRows x kMostColumns).
+  static void add_chains(int64_t depth, const std::vector<T>& a, const std::vector<T>& b,
+                         std::vector<T>& c) {
     for (int64_t i = 0; i < kMostRows; ++i)
-      for (int64_t k = 0; k < depth; ++k)
-        for (int64_t j = 0; j < kMostColumns; ++j) {
-          T& sum = c[i * kMostColumns + j];
-          sum = std::fma(a[i * depth + k], b[k * kMostColumns + j], sum);
+      for (int64_t j = 0; j < kMostColumns; ++j)
+        for (int64_t begin = 0; begin < depth; begin += kChain) {
+          T chain = 0;
+          for (int64_t k = begin; k < std::min(depth, begin + kChain); ++k)
+            chain = std::fma(a[i * depth + k], b[k * kMostColumns + j], chain);
+          c[i * kMostColumns + j] += chain;
         }
-    return c;
   }
 
   // Both layouts of A, with a NaN after every element.
@@ -75,12 +77,13 @@ class TileProductTest : public testing::Test {
 
   template <bool kAccumulate>
   void expect_all_shapes() {
-    for (const int64_t depth : {0, 1, 2, 63, 96, 97}) {
+    for (const int64_t depth : {int64_t{0}, int64_t{1}, int64_t{2}, int64_t{63}, int64_t{64},
+                                int64_t{65}, int64_t{97}, kMostDepth}) {
       const std::vector<T> a = random(kMostRows * depth), b = random(depth * kMostColumns);
       const std::vector<T> before = random(kMostRows * kMostColumns);
-      std::vector<T> expected = chains(depth, a, b);
-      if (kAccumulate)
-        for (size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+      std::vector<T> expected(before.size());
+      if (kAccumulate) expected = before;
+      add_chains(depth, a, b, expected);
       for (int64_t rows = 1; rows <= kMostRows; ++rows)
         for (int64_t columns = Vec<T>::kSize; columns <= kMostColumns; columns += Vec<T>::kSize) {
           expect_product<kAccumulate>(rows, columns, depth, a, b, before, expected);
@@ -90,8 +93,8 @@ class TileProductTest : public testing::Test {
   }
 
   test::Random random_{5};
-  test::FencedMemory a_{2 * (kMostRows + 1) * 100 * sizeof(T)};
-  test::FencedMemory b_{100 * kStride * sizeof(T)};
+  test::FencedMemory a_{2 * (kMostRows + 1) * (kMostDepth + 1) * sizeof(T)};
+  test::FencedMemory b_{kMostDepth * kStride * sizeof(T)};
   test::FencedMemory c_{kMostRows * kStride * sizeof(T)};
 };
 using Scalars = testing::Types<float, double>;
