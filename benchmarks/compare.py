@@ -1,12 +1,13 @@
 """Times torch_ext against torch's scaled_dot_product_attention (SDPA), forward and backward.
 
-Both run in turn in one process and the minimum of many repeats counts, so that a shared or throttled machine slows
-both alike. Ratios above 1 mean that torch_ext is faster. The README's table is the output of
+Both run in turn in one process and the minimum of many repeats counts, so that a shared or
+throttled machine slows both alike. Ratios above 1 mean that torch_ext is faster. The README's table
+is the output of
 
     make bench
 
-SDPA is called as a user would call it and picks its own path: its fused kernel where it can, plain mathematics
-where it cannot (a bias that needs a gradient, E != D).
+SDPA is called as a user would call it and picks its own path: its fused kernel where it can, plain
+mathematics where it cannot (a bias that needs a gradient, E != D).
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
 
 
 def measure(case: Case, seconds: float) -> dict[str, object]:
-    """Times of both, forward without gradients and backward alone, in milliseconds, and their ratios."""
+    """Times of both in milliseconds, forward without gradients and backward alone, and ratios."""
     (query, key, value), bias, grad_output = case.tensors()
 
     def ours() -> torch.Tensor:
@@ -128,7 +129,8 @@ def measure(case: Case, seconds: float) -> dict[str, object]:
         "case": case.name,
         "dtype": case.dtype,
         "B, H, N, M, D, E": (
-            f"{case.batch}, {case.heads}, {case.queries}, {case.keys}, {case.head_size}, {case.value_head_size}"
+            f"{case.batch}, {case.heads}, {case.queries}, {case.keys}, "
+            f"{case.head_size}, {case.value_head_size}"
         ),
         "forward SDPA ms": f"{forward[0] * 1e3:.2f}",
         "forward ms": f"{forward[1] * 1e3:.2f}",

@@ -176,7 +176,7 @@ def _draw_panel(ax: "Axes", panel: Tensor, rows: list[str], columns: list[str], 
     longest, shortest = max(len(rows), len(columns)), min(len(rows), len(columns))
     aspect: Literal["auto", "equal"] = "auto" if longest > 4 * shortest else "equal"
     image = ax.imshow(panel.numpy(), cmap="Blues", vmin=0.0, vmax=vmax, aspect=aspect)
-    size = 9 if longest <= 2 * _MAX_NUMBERS else 6
+    size = 9 if longest <= 40 else 6
     for axis, labels in ((ax.yaxis, rows), (ax.xaxis, columns)):
         step = math.ceil(len(labels) / _MAX_LABELS)
         axis.set_ticks(range(0, len(labels), step), labels[::step], fontsize=size, parse_math=False)
