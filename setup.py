@@ -1,6 +1,7 @@
 """Drives CMake, the only description of the build, and puts what it makes into the wheel."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-VERSION = "0.1.0"
 ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """The package's own, which is written down there and nowhere else."""
+    text = (ROOT / "torch_ext" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.*)"$', text, re.MULTILINE)[1]
 
 
 def torch_release() -> str:
@@ -61,7 +67,7 @@ class TorchWheel(bdist_wheel):
 
 release = torch_release()
 setup(
-    version=f"{VERSION}+torch{release}" if release else VERSION,
+    version=f"{version()}+torch{release}" if release else version(),
     # Always satisfied by the torch that this build found, so that nothing is downloaded.
     install_requires=[f"torch=={release}.*"] if release else [],
     ext_modules=[Extension("torch_ext.libtorch_ext", sources=[])],
