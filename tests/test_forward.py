@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, DTYPES, LAYOUTS, LEADING, Arguments, Case, arguments, arrange
+from cases import CASES, LAYOUTS, LEADING, Arguments, Case, arguments, arrange
 from compare import assert_accurate, assert_bitwise_equal, assert_results_accurate
 from reference import Results, exact, visibility, yardsticks
 
@@ -21,7 +21,6 @@ def check_forward(args: Arguments) -> None:
 
 
 # test_backward.py checks output and logsumexp of all cases, of every head size and of every length.
-@pytest.mark.isa
 @pytest.mark.parametrize("case", CASES[::5], ids=str)
 def test_forward_is_accurate(case: Case, device: torch.device) -> None:
     check_forward(case.arguments(device))
