@@ -1,3 +1,4 @@
+// The only file below csrc/ops that knows torch: its thread pool.
 #include "cpu/parallel.h"
 
 #include <ATen/Parallel.h>
@@ -6,37 +7,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace torch_ext::cpu {
 namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
-// A thread's scratch, kept between calls: freshly mapped pages cost more than a small problem's
-// arithmetic.
-class ThreadScratch {
- public:
-  ~ThreadScratch() { release(); }
-
-  void* reserve(int64_t bytes) {
-    if (bytes > capacity_) {
-      release();
-      memory_ = ::operator new(static_cast<size_t>(bytes), kAlignment);
-      capacity_ = bytes;
-    }
-    return memory_;
-  }
-
- private:
-  void release() {
-    if (memory_) ::operator delete(memory_, kAlignment);
-    memory_ = nullptr;
-    capacity_ = 0;
-  }
-
-  void* memory_ = nullptr;
-  int64_t capacity_ = 0;
-};
+// What a thread keeps between calls: freshly mapped pages cost more than a small problem's
+// arithmetic. Larger buffers, which only large problems need, are given back.
+constexpr int64_t kMostKept = 8 << 20;
+thread_local Buffer kept;
 
 bool poison_scratch() {
   static const bool poison = [] {
@@ -48,24 +29,43 @@ bool poison_scratch() {
 
 }  // namespace
 
+Buffer::Buffer() : data_(nullptr), bytes_(0) {}
+
+Buffer::Buffer(int64_t bytes)
+    : data_(bytes ? ::operator new(static_cast<size_t>(bytes), kAlignment) : nullptr),
+      bytes_(bytes) {}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_) ::operator delete(data_, kAlignment);
+}
+
+void* Buffer::data() const { return data_; }
+int64_t Buffer::bytes() const { return bytes_; }
+
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, void* scratch), void* context) {
   std::atomic<int64_t> next{0};
   const auto work = [&](int64_t, int64_t) {
-    thread_local ThreadScratch thread_scratch;
-    void* scratch = thread_scratch.reserve(scratch_bytes);
+    Buffer scratch = std::move(kept);  // a call within a task finds none and makes its own
+    if (scratch.bytes() < scratch_bytes) scratch = Buffer(scratch_bytes);
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
-      if (poison_scratch()) std::memset(scratch, 0xff, static_cast<size_t>(scratch_bytes));
-      run(context, task, scratch);
+      if (scratch_bytes > 0 && poison_scratch())
+        std::memset(scratch.data(), 0xff, static_cast<size_t>(scratch_bytes));
+      run(context, task, scratch.data());
     }
+    if (scratch.bytes() <= kMostKept) kept = std::move(scratch);
   };
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   at::parallel_for(0, threads < tasks ? threads : tasks, 1, work);
 }
-
-void* allocate_shared(int64_t bytes) {
-  return ::operator new(static_cast<size_t>(bytes), kAlignment);
-}
-void free_shared(void* memory) { ::operator delete(memory, kAlignment); }
 
 }  // namespace torch_ext::cpu

@@ -1,16 +1,35 @@
-// Runs independent tasks on torch's threads. Declared without templates so that files compiled for
-// one instruction set can call it without emitting code of their own that others could link to.
+// Threads and memory for the kernels: torch's threads, and 64-byte aligned buffers.
+//
+// Everything is declared here and defined in parallel.cpp, so that files compiled for one
+// instruction set emit no code of it that others could link to.
 #pragma once
 
 #include <cstdint>
 
 namespace torch_ext::cpu {
 
+// 64-byte aligned memory, uninitialised.
+class Buffer {
+ public:
+  Buffer();
+  explicit Buffer(int64_t bytes);
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+
+  void* data() const;
+  int64_t bytes() const;
+
+ private:
+  void* data_;
+  int64_t bytes_;
+};
+
 // Calls run(context, task, scratch) once for each task in [0, tasks). Threads take the next task
 // when they are free, so the order of the tasks, not their number per thread, decides the balance:
 // put long ones first. No result may depend on which thread runs a task. `scratch` is 64-byte
-// aligned, private to the thread, of `scratch_bytes` bytes and holds garbage (NaN where
-// TORCH_EXT_POISON=1).
+// aligned, private to the call and the thread, of `scratch_bytes` bytes and holds garbage (NaN
+// where TORCH_EXT_POISON=1). Tasks may call parallel_tasks; it then runs on their own thread.
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, void* scratch), void* context);
 
@@ -25,9 +44,5 @@ inline __attribute__((always_inline)) void parallel_tasks(int64_t tasks, int64_t
       },
       const_cast<Run*>(&run));
 }
-
-// 64-byte aligned memory that outlives no call: buffers shared between tasks.
-void* allocate_shared(int64_t bytes);
-void free_shared(void* memory);
 
 }  // namespace torch_ext::cpu

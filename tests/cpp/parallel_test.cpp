@@ -55,12 +55,21 @@ TEST_F(ParallelTest, ScratchIsAlignedPrivateAndPoisoned) {
   EXPECT_EQ(shared, 0);
 }
 
-TEST_F(ParallelTest, TasksMayRunTasks) {
+TEST_F(ParallelTest, TasksMayRunTasksAndKeepTheirScratch) {
   at::set_num_threads(3);
-  std::atomic<int> inner{0};
-  cpu::parallel_tasks(
-      5, 64, [&](int64_t, void*) { cpu::parallel_tasks(7, 0, [&](int64_t, void*) { ++inner; }); });
-  EXPECT_EQ(inner, 35);
+  std::atomic<int> inner{0}, changed{0};
+  cpu::parallel_tasks(5, 64, [&](int64_t task, void* scratch) {
+    auto* memory = static_cast<unsigned char*>(scratch);
+    std::memset(memory, static_cast<int>(task), 64);
+    for (const int64_t bytes : {64, 100000})
+      cpu::parallel_tasks(7, bytes, [&](int64_t, void* other) {
+        std::memset(other, 0x55, bytes);
+        ++inner;
+      });
+    for (int i = 0; i < 64; ++i) changed += memory[i] != task;
+  });
+  EXPECT_EQ(inner, 70);
+  EXPECT_EQ(changed, 0);
 }
 
 std::vector<std::vector<unsigned char>> all_results(Case& c, const cpu::Implementation& level) {

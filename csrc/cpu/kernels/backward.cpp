@@ -278,7 +278,8 @@ void run_backward(const BackwardProblem& p) {
   const BackwardScratch<T> size(p, plan, nullptr);
   const int64_t heads = p.key_heads(), cells = plan.cells();
   const int64_t bytes = plan.wave * plan.partial() * static_cast<int64_t>(sizeof(T));
-  const BackwardPartials<T> partials{bytes ? static_cast<T*>(allocate_shared(bytes)) : nullptr};
+  const Buffer buffer(bytes);
+  const BackwardPartials<T> partials{static_cast<T*>(buffer.data())};
 
   for (int64_t first = 0; first < heads; first += plan.wave) {
     const int64_t wave = smaller(plan.wave, heads - first);
@@ -291,7 +292,6 @@ void run_backward(const BackwardProblem& p) {
     if (plan.dk_partial || plan.dv_partial) reduce_key_gradients(p, plan, partials, first, wave);
     if (plan.bias_partial) reduce_bias_gradient(p, plan, partials, first, wave);
   }
-  free_shared(partials.start);
 }
 
 }  // namespace

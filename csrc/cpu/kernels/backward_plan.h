@@ -19,8 +19,8 @@ constexpr int64_t kMostChunks = 8;
 constexpr int64_t kKeyChunk = 4 * kTileKeys;
 constexpr int64_t kQueryChunk = 6 * kTileQueries;
 constexpr int64_t kPartialBytes = 32 << 20;  // of one wave, unless a single head needs more
-constexpr int64_t kLargestPrivateSlice =
-    1 << 16;  // elements of a full bias gradient that a task may keep to itself
+// Elements of a full bias gradient that a task may keep to itself.
+constexpr int64_t kLargestPrivateSlice = 1 << 16;
 
 // `count` chunks of `size`, except that the last may be shorter. An empty length is one empty
 // chunk.
@@ -39,9 +39,10 @@ struct Chunks {
 // Where the gradient of the bias is summed.
 enum class BiasGradient {
   kNone,
-  kPrivate,  // each cell sums a slice of its own; slices are added in the order of heads and cells
-  kDirect,   // a large N x M slice: cells write disjoint parts of it; heads that share one take
-             // turns
+  // Each cell sums a slice of its own; slices are added in the order of heads and cells.
+  kPrivate,
+  // A large N x M slice: cells write disjoint parts of it; heads that share one take turns.
+  kDirect,
 };
 
 template <class T>

@@ -176,9 +176,8 @@ void run_forward(const ForwardProblem& p) {
   parallel_tasks(p.query_heads() * tiles, size.bytes, [&](int64_t task, void* scratch) {
     TileRange t{};
     t.head = task / tiles;
-    const int64_t tile =
-        tiles - 1 - task % tiles;  // under a causal limit the last tiles take longest
-    t.query = tile * kTileQueries;
+    // Under a causal limit the last tiles take longest.
+    t.query = (tiles - 1 - task % tiles) * kTileQueries;
     t.queries = smaller(kTileQueries, p.query_length - t.query);
     forward_task<T>(p, t, scratch);
   });

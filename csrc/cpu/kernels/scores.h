@@ -23,11 +23,6 @@ struct TileRange {
 TORCH_EXT_INLINE int64_t visible_key_end(const Problem& p, int64_t query_end) {
   return p.is_causal ? smaller(p.key_length, query_end) : p.key_length;
 }
-// The first query that sees `key` or a later one.
-TORCH_EXT_INLINE int64_t visible_query_begin(const Problem& p, int64_t key) {
-  return p.is_causal ? key : 0;
-}
-
 enum class Visibility {
   kAll,   // nothing to add, nothing hidden
   kSome,  // add the additive tile

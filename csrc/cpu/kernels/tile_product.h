@@ -84,10 +84,10 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
     c.data += n * c.stride;
     rows -= n;
   };
-  constexpr int kBlock = block_rows(kVectors);
-  while (rows >= kBlock) {
-    multiply_block<T, kBlock, kVectors, kAccumulate>(depth, a, b, c);
-    advance(kBlock);
+  constexpr int kBlockRows = block_rows(kVectors);
+  while (rows >= kBlockRows) {
+    multiply_block<T, kBlockRows, kVectors, kAccumulate>(depth, a, b, c);
+    advance(kBlockRows);
   }
   while (rows >= 4) {
     multiply_block<T, 4, kVectors, kAccumulate>(depth, a, b, c);

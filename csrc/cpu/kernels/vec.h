@@ -55,7 +55,7 @@ TORCH_EXT_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 TORCH_EXT_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm512_fmadd_pd(a.v, b.v, c.v)};
 }
-// The larger one; b where a is NaN.
+// The larger, the smaller one; b where either is NaN.
 TORCH_EXT_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
 TORCH_EXT_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
 TORCH_EXT_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -124,7 +124,7 @@ TORCH_EXT_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 TORCH_EXT_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
   return {_mm256_fmadd_pd(a.v, b.v, c.v)};
 }
-// The larger one; b where a is NaN.
+// The larger, the smaller one; b where either is NaN.
 TORCH_EXT_INLINE Vec<float> max(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
 TORCH_EXT_INLINE Vec<double> max(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 TORCH_EXT_INLINE Vec<float> min(Vec<float> a, Vec<float> b) { return {_mm256_min_ps(a.v, b.v)}; }

@@ -1,0 +1,56 @@
+// A square block in AVX registers, the unit of transposition: 8 x 8 floats or 4 x 4 doubles.
+#pragma once
+
+#include "cpu/kernels/numbers.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+TORCH_EXT_INLINE __m256 load_block_row(const float* p) { return _mm256_loadu_ps(p); }
+TORCH_EXT_INLINE __m256d load_block_row(const double* p) { return _mm256_loadu_pd(p); }
+TORCH_EXT_INLINE __m256 load_block_row(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+TORCH_EXT_INLINE __m256 load_block_row(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+template <class T>
+constexpr int kBlock = 32 / sizeof(T);
+
+// out[c * out_stride + r] = rows[r][c]
+TORCH_EXT_INLINE void transpose_block(const __m256 (&rows)[8], float* out, int64_t out_stride) {
+  __m256 pair[8], quad[8];
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+  }
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+  }
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride,
+                     _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+  }
+}
+TORCH_EXT_INLINE void transpose_block(const __m256d (&rows)[4], double* out, int64_t out_stride) {
+  const __m256d low01 = _mm256_unpacklo_pd(rows[0], rows[1]);
+  const __m256d high01 = _mm256_unpackhi_pd(rows[0], rows[1]);
+  const __m256d low23 = _mm256_unpacklo_pd(rows[2], rows[3]);
+  const __m256d high23 = _mm256_unpackhi_pd(rows[2], rows[3]);
+  _mm256_storeu_pd(out, _mm256_permute2f128_pd(low01, low23, 0x20));
+  _mm256_storeu_pd(out + out_stride, _mm256_permute2f128_pd(high01, high23, 0x20));
+  _mm256_storeu_pd(out + 2 * out_stride, _mm256_permute2f128_pd(low01, low23, 0x31));
+  _mm256_storeu_pd(out + 3 * out_stride, _mm256_permute2f128_pd(high01, high23, 0x31));
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
