@@ -141,9 +141,14 @@ void store_logsumexp(const ForwardProblem& p, int64_t head, int64_t i, double ma
 }
 
 void forward_row(const ForwardProblem& p, int64_t head, int64_t i) {
-  const std::vector<Score> scores = visible_scores(p, head, i);
+  std::vector<Score> scores = visible_scores(p, head, i);
   double max = -kInfinity, sum = 0;
-  for (const Score& s : scores) max = std::max(max, s.value);
+  bool is_nan = false;
+  for (const Score& s : scores) {
+    max = std::max(max, s.value);
+    is_nan |= std::isnan(s.value);
+  }
+  if (max == -kInfinity && !is_nan) scores.clear();  // nothing but -inf counts as nothing to see
   for (const Score& s : scores) sum += std::exp(s.value - max);
   store_logsumexp(p, head, i, max, scores.empty() ? 0 : std::log(sum));
 
@@ -174,7 +179,9 @@ void backward_row(const BackwardProblem& p, int64_t head, int64_t i, KeyGradient
   for (int64_t e = 0; e < value_size; ++e) delta += d_o(i, e) * o(i, e);
 
   std::vector<double> dq(p.head_size);
-  for (const Score& s : visible_scores(p, head, i)) {
+  std::vector<Score> scores = visible_scores(p, head, i);
+  if (lse == -kInfinity) scores.clear();
+  for (const Score& s : scores) {
     const int64_t j = s.key;
     const double weight = std::exp((s.value - lse) - residual);
     double dp = 0;  // dP = dO Vᵀ

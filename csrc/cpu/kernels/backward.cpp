@@ -92,14 +92,7 @@ class BackwardTask {
     const int64_t query_end = smaller(problem_.query_length, query_begin + plan_.queries.size);
     for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
       const int64_t head = first + in_group_;
-      if (plan_.bias == BiasGradient::kPrivate) {
-        dbias_ = partials_.bias(plan_, in_wave, in_group_,
-                                key_chunk * plan_.queries.count + query_chunk);
-        fill_zero(dbias_, plan_.bias_slice);
-      } else if (plan_.bias == BiasGradient::kDirect) {
-        dbias_ = static_cast<T*>(problem_.grad_bias.data) +
-                 head_offset(problem_, problem_.grad_bias, head);
-      }
+      start_bias_gradient(head, query_chunk, query_begin, query_end);
       for (int64_t query = query_begin; query < query_end; query += kTileQueries)
         query_tile({head, query, smaller(kTileQueries, query_end - query), x_.width, 0, 0});
     }
@@ -107,6 +100,24 @@ class BackwardTask {
   }
 
  private:
+  // Where this cell sums its part of the bias gradient, zero unless other heads have added to it.
+  void start_bias_gradient(int64_t head, int64_t query_chunk, int64_t query_begin,
+                           int64_t query_end) {
+    const Operand& dbias = problem_.grad_bias;
+    if (plan_.bias == BiasGradient::kDirect)
+      dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, head);
+    if (plan_.bias != BiasGradient::kPrivate) return;
+    const int64_t chunk = (plan_.bias_key_chunks > 1 ? key_chunk_ : 0) * plan_.bias_query_chunks +
+                          (plan_.bias_query_chunks > 1 ? query_chunk : 0);
+    dbias_ = partials_.bias(plan_, in_wave_, in_group_, chunk);
+    if (in_group_ > 0 && plan_.bias_heads == 1) return;
+    const int64_t row_end = dbias.row_stride ? query_end : query_begin + 1;
+    const int64_t col_end = dbias.col_stride ? key_end_ : key_begin_ + 1;
+    for (int64_t i = query_begin; i < row_end; ++i)
+      for (int64_t j = key_begin_; j < col_end; ++j)
+        dbias_[i * dbias.row_stride + j * dbias.col_stride] = 0;
+  }
+
   // All keys of the cell for one tile of queries.
   void query_tile(TileRange t) {
     const int64_t key_end = smaller(key_end_, visible_key_end(problem_, t.query + t.queries));

@@ -52,15 +52,19 @@ struct BackwardPlan {
   int64_t value_columns;  // E in whole vectors
   BiasGradient bias = BiasGradient::kNone;
   int64_t bias_slice = 0;  // elements of one head's bias gradient
+  // How many slices of their own a key head needs: for query heads unless they share the bias, and
+  // for chunks along dimensions that the bias is broadcast over. Other chunks write disjoint parts.
+  int64_t bias_heads = 1, bias_key_chunks = 1, bias_query_chunks = 1;
 
   // Elements of partial sums of one key head (with its `group` query heads).
   int64_t dq_partial = 0;    // (group, key chunks, N, head_columns)
   int64_t dk_partial = 0;    // (query chunks, M, head_columns)
   int64_t dv_partial = 0;    // (query chunks, M, value_columns)
-  int64_t bias_partial = 0;  // (group, cells, slice)
+  int64_t bias_partial = 0;  // (bias heads, bias chunks, slice)
   int64_t wave = 1;          // key heads at a time
 
   TORCH_EXT_INLINE int64_t cells() const { return keys.count * queries.count; }
+  TORCH_EXT_INLINE int64_t bias_chunks() const { return bias_key_chunks * bias_query_chunks; }
   TORCH_EXT_INLINE int64_t partial() const {
     return dq_partial + dk_partial + dv_partial + bias_partial;
   }
@@ -82,7 +86,10 @@ struct BackwardPlan {
       bias_slice = 1 + (n - 1) * p.grad_bias.row_stride + (m - 1) * p.grad_bias.col_stride;
       bias = full && bias_slice > kLargestPrivateSlice ? BiasGradient::kDirect
                                                        : BiasGradient::kPrivate;
-      if (bias == BiasGradient::kPrivate) bias_partial = p.group * cells() * bias_slice;
+      if (p.grad_bias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;
+      if (p.grad_bias.col_stride == 0) bias_key_chunks = keys.count;
+      if (p.grad_bias.row_stride == 0) bias_query_chunks = queries.count;
+      if (bias == BiasGradient::kPrivate) bias_partial = bias_heads * bias_chunks() * bias_slice;
       for (int d = 0; d < p.leading_dims; ++d)
         take_turns |= bias == BiasGradient::kDirect && p.leading_sizes[d] > 1 &&
                       p.grad_bias.leading_strides[d] == 0;
@@ -113,10 +120,12 @@ struct BackwardPartials {
     return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial +
            query_chunk * p.key_length * plan.value_columns;
   }
+  // The slice of a query head's cell; `chunk` counts bias_chunks.
   TORCH_EXT_INLINE T* bias(const BackwardPlan<T>& plan, int64_t in_wave, int64_t in_group,
-                           int64_t cell) const {
+                           int64_t chunk) const {
+    const int64_t head = plan.bias_heads > 1 ? in_group : 0;
     return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial + plan.dv_partial +
-           (in_group * plan.cells() + cell) * plan.bias_slice;
+           (head * plan.bias_chunks() + chunk) * plan.bias_slice;
   }
 };
 

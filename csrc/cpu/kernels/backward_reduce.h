@@ -57,7 +57,7 @@ void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
   });
 }
 
-// Element by element over all heads and cells of the wave, in their order: slices that several
+// Element by element over all heads and chunks of the wave, in their order: slices that several
 // heads share add up in index order.
 template <class T>
 void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
@@ -67,12 +67,13 @@ void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
   parallel_tasks(blocks, 0, [&](int64_t block, void*) {
     const int64_t begin = block * kBlockElements,
                   count = smaller(kBlockElements, plan.bias_slice - begin);
-    for (int64_t head = 0; head < heads * p.group; ++head) {
+    for (int64_t i = 0; i < heads * plan.bias_heads; ++i) {
+      const int64_t in_wave = i / plan.bias_heads, in_group = i % plan.bias_heads;
       T* out = static_cast<T*>(p.grad_bias.data) + begin +
-               head_offset(p, p.grad_bias, first * p.group + head);
-      for (int64_t cell = 0; cell < plan.cells(); ++cell) {
-        const T* in = partials.bias(plan, head / p.group, head % p.group, cell) + begin;
-        for (int64_t i = 0; i < count; ++i) out[i] += in[i];
+               head_offset(p, p.grad_bias, (first + in_wave) * p.group + in_group);
+      for (int64_t chunk = 0; chunk < plan.bias_chunks(); ++chunk) {
+        const T* in = partials.bias(plan, in_wave, in_group, chunk) + begin;
+        for (int64_t e = 0; e < count; ++e) out[e] += in[e];
       }
     }
   });

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -115,10 +116,22 @@ TEST(BackwardPlanTest, BiasGradientsThatHeadsShareTakeTurns) {
   EXPECT_EQ(BackwardPlan<float>(p).bias_slice, 1000);
 }
 
+TEST(BackwardPlanTest, BiasSlicesAreNoMoreThanAreWrittenAtTheSameTime) {
+  BackwardProblem p = problem(100, 3000, 4, 2);
+  const int64_t key_chunks = BackwardPlan<float>(p).keys.count;
+  ask_for_bias(p, 0, 0, 1);  // shared by all heads; key chunks write their own keys
+  EXPECT_EQ(BackwardPlan<float>(p).bias_partial, 3000);
+  ask_for_bias(p, 3000, 0, 1);  // one for each query head
+  EXPECT_EQ(BackwardPlan<float>(p).bias_partial, 2 * 3000);
+  ask_for_bias(p, 0, 1, 0);  // all key chunks add to each row
+  EXPECT_EQ(BackwardPlan<float>(p).bias_partial, key_chunks * 100);
+}
+
 TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
-  for (const auto& [n, m] : {std::pair<int64_t, int64_t>{500, 1000}, {1000, 100}}) {
+  for (const auto& [n, m, leading] :
+       {std::array<int64_t, 3>{500, 1000, 0}, {1000, 100, 0}, {500, 1000, 7}, {1000, 100, 7}}) {
     BackwardProblem p = problem(n, m, 4, 2);
-    ask_for_bias(p, 0, 0, 1);
+    ask_for_bias(p, leading, 0, 1);
     const BackwardPlan<float> plan(p);
     const BackwardPartials<float> partials{nullptr};
     std::vector<std::pair<int64_t, int64_t>> slots;  // begin, length
@@ -129,8 +142,8 @@ TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
       for (int64_t member = 0; member < p.group; ++member) {
         for (int64_t chunk = 0; plan.dq_partial && chunk < plan.keys.count; ++chunk)
           add(partials.dq(plan, p, head, member, chunk), n * plan.head_columns);
-        for (int64_t cell = 0; cell < plan.cells(); ++cell)
-          add(partials.bias(plan, head, member, cell), plan.bias_slice);
+        for (int64_t chunk = 0; member < plan.bias_heads && chunk < plan.bias_chunks(); ++chunk)
+          add(partials.bias(plan, head, member, chunk), plan.bias_slice);
       }
       for (int64_t chunk = 0; plan.dk_partial && chunk < plan.queries.count; ++chunk) {
         add(partials.dk(plan, p, head, chunk), m * plan.head_columns);
