@@ -71,7 +71,7 @@ def test_rows_that_were_not_asked_for_have_no_gradient() -> None:
 def test_rows_out_of_range_are_refused() -> None:
     query, key = torch.randn(6, 4), torch.randn(7, 4)
     for rows in ([6], [-7]):
-        with pytest.raises((RuntimeError, IndexError)):
+        with pytest.raises(RuntimeError, match=f"rows.*less than 6, but got {rows[0]}"):
             torch_ext.attention_weights(query, key, rows=torch.tensor(rows))
 
 
@@ -186,5 +186,5 @@ def test_plot_refuses_several_heads_in_one_axes(pyplot) -> None:
 def test_plot_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
-    with pytest.raises(ImportError, match=r"pip install torch_ext\[plot\]"):
+    with pytest.raises(ImportError, match="`pip install matplotlib`"):
         torch_ext.plot_attention(torch.eye(2), ["a", "b"], ["a", "b"])

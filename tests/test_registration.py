@@ -1,11 +1,8 @@
-"""The operators in the Torch registry: opcheck, Meta, compile, export, TorchScript, autocast."""
+"""The operators in the Torch registry: opcheck, Meta, autograd, TorchScript, autocast."""
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,17 +11,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
+from tracing import MASKINGS, Model, quiet
 
 ops = torch.ops.torch_ext
 OPERATORS = ["attention", "attention_forward", "attention_backward", "attention_weights"]
-
-MASKINGS = ["none", "causal", "mask_full", "bias_per_head", "bias_mask_causal"]
-
-
-def quiet(function: Callable[[], Any]) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return function()
 
 
 @pytest.mark.parametrize(
@@ -180,121 +170,6 @@ def test_fake_cuda_tensors_have_shapes() -> None:
     assert lse.device.type == "cuda" and lse.shape == (2, 4, 5) and lse.dtype == torch.float32
 
 
-# torch.compile
-
-
-def step(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Projections and attention, as a model would have them."""
-    q, k, v = (x @ weight).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-    return ops.attention(q, k, v, bias=bias, is_causal=True, scale=0.4).sin()
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_forward_and_backward_with_any_length(backend: str, device: torch.device) -> None:
-    compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=True)
-    weight = torch.randn(8, 24, device=device, requires_grad=True)
-    bias = torch.randn(2, 1, 1, device=device, requires_grad=True)
-
-    def check(length: int) -> None:
-        x = torch.randn(2, length, 8, device=device, requires_grad=True)
-        leaves = (x, weight, bias)
-        expected, got = step(*leaves), compiled(*leaves)
-        grad = torch.randn_like(got)
-        torch.testing.assert_close(got, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(got, leaves, grad),
-            torch.autograd.grad(expected, leaves, grad),
-            rtol=1e-4,
-            atol=1e-5,
-        )
-
-    check(5)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        for length in (6, 17, 33):
-            check(length)
-
-
-@pytest.mark.parametrize("masking", MASKINGS)
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_with_every_argument(masking: str, device: torch.device) -> None:
-    args = arguments((6, 9), (8, 4), "grouped", masking=masking, device=device).requires_grad()
-    flags = {"is_causal": args.is_causal, "scale": 0.3}
-
-    def f(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, mask, bias = tensors
-        return ops.attention_forward(q, k, v, mask=mask, bias=bias, **flags)[:2]
-
-    tensors = (*args.tensors, args.mask, args.bias)
-    expected, got = f(*tensors), torch.compile(f, fullgraph=True, backend="aot_eager")(*tensors)
-    torch.testing.assert_close(got, expected, equal_nan=True)
-    both = [torch.autograd.grad(y[0].sum(), args.leaves) for y in (got, expected)]
-    torch.testing.assert_close(*both)
-
-
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_under_autocast(device: torch.device) -> None:
-    q = torch.randn(2, 2, 5, 8, device=device, requires_grad=True)
-
-    def f(q: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return ops.attention(q, q, q, is_causal=True)
-
-    got = torch.compile(f, fullgraph=True, backend="aot_eager")(q)
-    assert got.dtype == torch.bfloat16
-    torch.testing.assert_close(got, f(q))
-    (grad,) = torch.autograd.grad(got.sum(), q)
-    assert grad.dtype == torch.float32
-
-
-@pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_autograd(backend: str, device: torch.device) -> None:
-    from torch._dynamo import compiled_autograd
-
-    for length in (3, 5, 7):
-        args = arguments((length, length), masking="bias_causal", device=device).requires_grad()
-        expected = torch.autograd.grad(
-            args()[0].sin().sum() + args()[1].cos().nansum(), args.leaves
-        )
-        with compiled_autograd._enable(torch.compile(backend=backend, fullgraph=True)):
-            output, lse, _ = args()
-            (output.sin().sum() + lse.cos().nansum()).backward()
-        for x, grad in zip(args.leaves, expected, strict=True):
-            torch.testing.assert_close(x.grad, grad, equal_nan=True)
-
-
-# torch.export
-
-
-class Model(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.projection = torch.nn.Linear(8, 24)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
-        q, k, v = self.projection(x).chunk(3, -1)
-        return torch.ops.torch_ext.attention(q, k, v, mask=mask, is_causal=True, scale=scale)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_export_with_a_dynamic_length(strict: bool, device: torch.device) -> None:
-    model = Model().to(device)
-    x = torch.randn(2, 2, 5, 8, device=device)
-    dims = {"x": {0: torch.export.Dim("batch"), 2: torch.export.Dim("length")}}
-    program = quiet(lambda: torch.export.export(model, (x,), dynamic_shapes=dims, strict=strict))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    buffer.seek(0)
-    loaded = torch.export.load(buffer).module()
-    for batch, length in ((2, 5), (3, 11), (4, 70)):
-        y = torch.randn(batch, 2, length, 8, device=device)
-        torch.testing.assert_close(loaded(y), model(y))
-    targets = [str(node.target) for node in program.run_decompositions().graph.nodes]
-    assert "torch_ext.attention_forward.default" in targets, targets
-
-
 # TorchScript
 
 
@@ -414,69 +289,6 @@ def test_the_graph_is_freed(device: torch.device) -> None:
     del output
     gc.collect()
     assert reference() is None
-
-
-# What is not there yet says so.
-
-
-@pytest.mark.parametrize("operator", ["attention", "attention_forward"])
-def test_double_backward_is_refused(operator: str, device: torch.device) -> None:
-    args = arguments(device=device).requires_grad()
-    result = args(getattr(ops, operator))
-    output = result if isinstance(result, Tensor) else result[0]
-    with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*(double backward|second)"):
-        grads = torch.autograd.grad(output.sin().sum(), args.leaves, create_graph=True)
-        torch.autograd.grad(sum(g.square().sum() for g in grads), args.leaves)
-
-
-def test_the_backward_operator_is_not_differentiable(device: torch.device) -> None:
-    args = arguments(device=device)
-    results = args()
-    go = torch.randn_like(results[0]).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*(double backward|second)"):
-        grads = ops.attention_backward(go, None, *args.tensors, *results)
-        torch.autograd.grad(grads[0].sum(), go)
-
-
-@pytest.mark.parametrize("operand", ["query", "key", "value", "bias"])
-@pytest.mark.parametrize("operator", ["attention", "attention_forward"])
-def test_forward_mode_is_refused(operand: str, operator: str, device: torch.device) -> None:
-    import torch.autograd.forward_ad as forward_ad
-
-    args = arguments(masking="bias_full", device=device)
-    with forward_ad.dual_level():
-        x = getattr(args, operand)
-        setattr(args, operand, forward_ad.make_dual(x, torch.ones_like(x)))
-        with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*forward[- ]mode"):
-            args(getattr(ops, operator))
-
-
-@pytest.mark.parametrize("operator", ["attention", "attention_forward"])
-def test_jvp_is_refused(operator: str, device: torch.device) -> None:
-    args = arguments(device=device)
-
-    def f(q: Tensor) -> Tensor:
-        result = getattr(ops, operator)(q, args.key, args.value)
-        return result if isinstance(result, Tensor) else result[0]
-
-    with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*forward[- ]mode"):
-        torch.func.jvp(f, (args.query,), (torch.ones_like(args.query),))
-
-
-@pytest.mark.parametrize("operator", ["attention", "attention_forward"])
-def test_vmap_is_refused(operator: str, device: torch.device) -> None:
-    args = arguments(device=device)
-    with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*vmap"):
-        torch.func.vmap(getattr(ops, operator))(*args.tensors)
-
-
-def test_vmap_of_the_backward_is_refused(device: torch.device) -> None:
-    args = arguments(device=device).requires_grad()
-    output = args(ops.attention)
-    with pytest.raises(RuntimeError, match=r"(?i)torch_ext::.*vmap"):
-        torch.func.vmap(lambda g: torch.autograd.grad(output, args.query, g))(
-            torch.ones(2, *output.shape, device=device)
-        )
 
 
 def test_func_grad_works(device: torch.device) -> None:

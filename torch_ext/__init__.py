@@ -12,12 +12,13 @@ Example:
 """
 
 from torch_ext import _library, nn
+from torch_ext._library import cpu_implementation
 from torch_ext.functional import (
     attention,
     attention_with_logsumexp,
     scaled_dot_product_attention,
 )
-from torch_ext.inspection import attention_weights, cpu_implementation, plot_attention
+from torch_ext.inspection import attention_weights, plot_attention
 
 __version__ = "0.1.0"
 

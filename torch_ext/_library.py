@@ -1,4 +1,4 @@
-"""Loads the operators: registers `torch.ops.torch_ext.*` from the library beside this file."""
+"""The library beside this file: loads it, which registers `torch.ops.torch_ext.*`."""
 
 import importlib
 from pathlib import Path
@@ -6,6 +6,10 @@ from pathlib import Path
 import torch
 
 _LIBRARY = Path(__file__).with_name("libtorch_ext.so")
+_REMEDY = (
+    "run `make build` in the source tree, or, where `pip install` built it, "
+    "`pip install --force-reinstall --no-deps --no-build-isolation <source tree>`"
+)
 
 
 def load() -> None:
@@ -17,17 +21,29 @@ def load() -> None:
     """
     if not _LIBRARY.exists():
         raise ImportError(
-            f"torch_ext: expected the operator library at {_LIBRARY}, but it is missing; "
-            "run `make build` in the source tree"
+            f"torch_ext: expected the operator library at {_LIBRARY}, but it is missing; {_REMEDY}"
         )
     _check_torch_version()
     try:
         torch.ops.load_library(str(_LIBRARY))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
-            f"torch_ext: {_LIBRARY} could not be loaded; run `make build` to build it for "
-            f"torch {torch.__version__}: {error}"
+            f"torch_ext: {_LIBRARY} could not be loaded; to build it for torch "
+            f"{torch.__version__} {_REMEDY}: {error}"
         ) from error
+
+
+def cpu_implementation() -> str:
+    """Which kernels serve CPU tensors: "avx512", "avx2" or "reference".
+
+    The best that the processor can run, or the one that the environment variable TORCH_EXT_ISA
+    names. "reference" is plain loops, written to be read: right, and slow.
+
+    Raises:
+        RuntimeError: TORCH_EXT_ISA names none that this processor can run.
+    """
+    name: str = torch.ops.torch_ext.cpu_implementation()
+    return name
 
 
 def _check_torch_version() -> None:
@@ -40,7 +56,7 @@ def _check_torch_version() -> None:
     if _release(built_for) != _release(torch.__version__):
         raise ImportError(
             f"torch_ext: this build is for torch {_release(built_for)}, but torch "
-            f"{torch.__version__} is installed; run `make build` to build it for that one"
+            f"{torch.__version__} is installed; {_REMEDY}"
         )
 
 

@@ -108,7 +108,7 @@ def scaled_dot_product_attention(
     must be finite and D positive (SDPA returns NaN or averages); `attn_mask` together with
     `is_causal` is always the error that SDPA documents, whereas its fused CPU kernel lets some
     shapes pass; a zero or negative `scale` with `is_causal` works (SDPA returns NaN on the CPU).
-    A query that sees no key gets 0 here and there.
+    A query that sees no key gets 0 in both.
 
     Args:
         query: (..., H, N, D).

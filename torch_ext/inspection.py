@@ -14,19 +14,6 @@ _MAX_LABELS = 64  # per axis; longer sequences label every second, third ... tok
 _MAX_NUMBERS = 12  # numbers are written into the cells up to this many rows and columns
 
 
-def cpu_implementation() -> str:
-    """Which kernels serve CPU tensors: "avx512", "avx2" or "reference".
-
-    The best that the processor can run, or the one that the environment variable TORCH_EXT_ISA
-    names. "reference" is plain loops, written to be read: right, and slow.
-
-    Raises:
-        RuntimeError: TORCH_EXT_ISA names none that this processor can run.
-    """
-    name: str = torch.ops.torch_ext.cpu_implementation()
-    return name
-
-
 def attention_weights(
     query: Tensor,
     key: Tensor,
@@ -150,8 +137,7 @@ def _grid(count: int, rows: list[str], columns: list[str]) -> "list[Axes]":
         from matplotlib import pyplot
     except ImportError as error:
         raise ImportError(
-            "plot_attention: expected matplotlib to be installed; "
-            "it comes with `pip install torch_ext[plot]`"
+            "plot_attention: expected matplotlib to be installed; run `pip install matplotlib`"
         ) from error
     across = min(count, math.ceil(math.sqrt(count)) if count > 3 else count)
     down = math.ceil(count / across)

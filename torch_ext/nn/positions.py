@@ -1,0 +1,145 @@
+"""Positional encodings: sinusoidal, added to vectors, and rotary, which turns them."""
+
+import torch
+from torch import Tensor, nn
+
+from torch_ext.nn._checks import check_input
+
+
+class SinusoidalPositionalEncoding(nn.Module):
+    """Adds to the vector at position p: sin(p w_i) in place 2i and cos(p w_i) in place 2i + 1.
+
+    w_i = 10000^(-2i / embed_dim), in radians per position. There is nothing to learn or to store,
+    and no largest position.
+
+    Args:
+        embed_dim: size of the vectors, even.
+
+    Raises:
+        ValueError: embed_dim is not positive and even.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
+    """
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        _check_even("SinusoidalPositionalEncoding", "embed_dim", embed_dim)
+        self.embed_dim = embed_dim
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Returns x plus the encoding of its positions.
+
+        Args:
+            x: (..., N, embed_dim).
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            offset: added to every position, for example the number of vectors already seen.
+
+        Returns:
+            (..., N, embed_dim) in x's dtype.
+
+        Raises:
+            RuntimeError: x is not floating point or not (..., N, embed_dim), or positions do not
+                broadcast to (..., N).
+        """
+        check_input("SinusoidalPositionalEncoding", "x", x, "embed_dim", self.embed_dim)
+        _check_positions("SinusoidalPositionalEncoding", x, positions)
+        angles = _angles(x, self.embed_dim, 10000.0, positions, offset)
+        encoding = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
+        return x + encoding.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What print shows between the parentheses."""
+        return f"{self.embed_dim}"
+
+
+class RotaryEmbedding(nn.Module):
+    """Turns pair i of the vector at position p by the angle p w_i, w_i = base^(-2i / head_size).
+
+    Applied to queries and keys it makes their products depend on the difference of positions only;
+    it keeps the length of every vector. Nothing to learn or to store, no largest position.
+
+    Args:
+        head_size: size D of the vectors, even.
+        base: sets the slowest turn, base^(-(D - 2) / D) radians per position.
+        interleaved: which numbers form pair i. True: (2i, 2i + 1), as in the paper. False:
+            (i, i + D/2), as in GPT-NeoX and in Hugging Face's Llama checkpoints.
+
+    Raises:
+        ValueError: head_size is not positive and even.
+
+    Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding",
+        equations 15 and 34.
+    """
+
+    def __init__(self, head_size: int, *, base: float = 10000.0, interleaved: bool = True) -> None:
+        super().__init__()
+        _check_even("RotaryEmbedding", "head_size", head_size)
+        self.head_size = head_size
+        self.base = float(base)
+        self.interleaved = interleaved
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, offset: int = 0) -> Tensor:
+        """Returns x, turned.
+
+        Args:
+            x: (..., N, head_size), for example queries or keys (B, H, N, head_size).
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            offset: added to every position: while decoding, the number of keys already cached.
+
+        Returns:
+            (..., N, head_size) in x's dtype and x's order of dimensions in memory. 16-bit inputs
+            are turned in float32.
+
+        Raises:
+            RuntimeError: x is not floating point or not (..., N, head_size), or positions do not
+                broadcast to (..., N).
+        """
+        check_input("RotaryEmbedding", "x", x, "head_size", self.head_size)
+        _check_positions("RotaryEmbedding", x, positions)
+        angles = _angles(x, self.head_size, self.base, positions, offset)
+        if self.interleaved:
+            angles = angles.repeat_interleave(2, dim=-1)
+            swapped = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+        else:
+            angles = torch.cat((angles, angles), dim=-1)
+            half = self.head_size // 2
+            swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        turned = x * angles.cos().to(dtype) + swapped * angles.sin().to(dtype)
+        return turned.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What print shows between the parentheses."""
+        return f"{self.head_size}, base={self.base}, interleaved={self.interleaved}"
+
+
+def _angles(x: Tensor, size: int, base: float, positions: Tensor | None, offset: int) -> Tensor:
+    """Angles p base^(-2i / size) of the rows of x at positions p: (..., N, size / 2), in radians.
+
+    float64, since in float32 an angle of 100 000 radians is known to 0.008 only.
+    """
+    if positions is None:
+        positions = torch.arange(x.size(-2), device=x.device)
+    i = torch.arange(size // 2, device=x.device, dtype=torch.float64)
+    frequencies = torch.pow(base, i * (-2.0 / size))
+    return (positions + offset).to(torch.float64).unsqueeze(-1) * frequencies
+
+
+def _check_positions(module: str, x: Tensor, positions: Tensor | None) -> None:
+    if positions is None:
+        return
+    fits = positions.dim() < x.dim()
+    if fits:
+        for i in range(positions.dim()):
+            size = positions.size(-1 - i)
+            fits = fits and (size == 1 or size == x.size(-2 - i))
+    if not fits:
+        raise RuntimeError(
+            f"{module}: expected positions to broadcast to {list(x.shape[:-1])}, "
+            f"but got shape {list(positions.shape)}"
+        )
+
+
+def _check_even(module: str, name: str, size: int) -> None:
+    if size <= 0 or size % 2 != 0:
+        raise ValueError(f"{module}: expected {name} to be positive and even, but got {size}")
