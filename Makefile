@@ -6,28 +6,47 @@ BUILD := build
 WERROR ?= OFF
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
+OUT ?= runs/language_model
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 PROGRAM := PYTHONPATH=. $(RUN)
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake
+CONFIGURE := $(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE="$(CURDIR)/$(RUN)" \
+	-DTORCH_EXT_WERROR=$(WERROR)
 DEPS := .deps
 PACKAGES := $(VENV)/.requirements
 LINTERS := $(VENV)/.requirements-dev
 # Python's headers, where the system package was unpacked rather than installed.
 INCLUDE := $(CURDIR)/$(DEPS)/usr/include
-WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo $(INCLUDE)/python3*)"
+WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo "$(INCLUDE)"/python3*)"
 CPP_FILES = $(shell find csrc tests/cpp examples -name '*.cpp' -o -name '*.h')
+TIDY_FILES = $(shell find csrc -name '*.cpp')
 PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context test bench build lint format tidy wheel clean
+.PHONY: help train context test bench build lint format tidy wheel clean another-python
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
-	@echo 'Options reach the program through ARGS, as in: make train ARGS="--steps 100"'
+	@echo
+	@echo 'Variables, as in: make train OUT=runs/short ARGS="--steps 100"'
+	@echo '  ARGS    options of the program that the target runs; ARGS=--help lists them'
+	@echo '  OUT     folder for what make train makes ($(OUT))'
+	@echo '  PYTHON  interpreter for $(VENV), 3.10 to 3.13 (the first such that is found)'
+	@echo '  CXX     C++ compiler (c++); after another one: make clean'
+	@echo '  JOBS    files to compile at once ($(JOBS))'
+	@echo '  WERROR  ON: a warning in the C++ code is an error ($(WERROR))'
 
 # ---- Set-up ------------------------------------------------------------------
+
+# A PYTHON of another version than the one in .venv calls for another .venv.
+version_of = $(shell "$(1)" -c 'import sys; print(sys.version_info[:2])' 2> /dev/null)
+ifneq ($(PYTHON),)
+ifneq ($(call version_of,$(PYTHON)),$(call version_of,$(RUN)))
+$(PACKAGES): another-python
+endif
+endif
 
 $(PACKAGES): requirements.txt
 	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements.txt
@@ -37,24 +56,22 @@ $(LINTERS): requirements-dev.txt $(PACKAGES)
 	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements-dev.txt
 	@touch $@
 
-# Ninja looks at the sources and at CMakeLists.txt itself; only another torch needs a new configuration.
-$(BUILD)/build.ninja: $(PACKAGES)
-	@$(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) \
-		-DTORCH_EXT_WERROR=$(WERROR)
-	@touch $@
-
-build: $(BUILD)/build.ninja ## build torch_ext/libtorch_ext.so
+# Configured each time, in a second or two: torch or WERROR may be another.
+build: $(PACKAGES) ## build torch_ext/libtorch_ext.so
+	@$(CONFIGURE)
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target torch_ext
 
 # ---- What it is for ----------------------------------------------------------
 
+# train.py leaves with 1 where it saved a model that is not good enough, with more where it saved none.
 train: build ## train the language model, then run it in C++ without Python
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target generate
-	@rm -f runs/language_model/model.pt
+	@$(if $(findstring --out,$(ARGS)),$(error the folder is named by OUT, not in ARGS))
 	@status=0; set -x; \
-		$(PROGRAM) examples/language_model/train.py $(ARGS) --out runs/language_model || status=1; \
-		[ ! -e runs/language_model/model.pt ] || \
-		$(BUILD)/generate runs/language_model/model.pt torch_ext/libtorch_ext.so || status=1; \
+		$(PROGRAM) examples/language_model/train.py --out "$(OUT)" $(ARGS) || status=$$?; \
+		[ $$status -le 1 ] || exit $$status; \
+		$(if $(filter -h --help,$(ARGS)),exit $$status;) \
+		$(BUILD)/generate "$(OUT)/model.pt" torch_ext/libtorch_ext.so || status=1; \
 		exit $$status
 
 context: build ## train the example in which context decides meaning
@@ -63,11 +80,10 @@ context: build ## train the example in which context decides meaning
 bench: build ## compare with scaled_dot_product_attention
 	$(PROGRAM) benchmarks/compare.py $(ARGS)
 
-test: $(BUILD)/build.ninja ## run every test, C++ and Python (ARGS go to pytest)
+test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)
 	@tools/find_python_headers.sh $(RUN) $(DEPS)
-	@$(CMAKE) -S . -B $(BUILD) -DTORCH_EXT_TESTS=ON -DTORCH_EXT_WERROR=$(WERROR) \
-		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(DEPS)/usr
+	@$(CONFIGURE) -DTORCH_EXT_TESTS=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target all --target generate
 	@status=0; set -x; \
 		$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error || status=1; \
@@ -88,10 +104,10 @@ format: $(LINTERS) ## format all files
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 tidy: build $(LINTERS) ## let clang-tidy look at the C++ sources (minutes)
-	$(BIN)/clang-tidy --quiet -p $(BUILD) $(wildcard csrc/attention/*.cpp csrc/cpu/*.cpp csrc/ops/*.cpp)
+	$(BIN)/clang-tidy --quiet -p $(BUILD) $(TIDY_FILES)
 
 wheel: $(PACKAGES) ## make a wheel in dist/ that says which torch it is for
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
-clean: ## remove everything built; the virtual environment stays
-	rm -rf $(BUILD) dist runs $(DEPS) *.egg-info torch_ext/libtorch_ext.so torch_ext/_built_for.py
+clean: ## remove everything built; the virtual environment and runs stay
+	rm -rf $(BUILD) dist $(DEPS) *.egg-info torch_ext/libtorch_ext.so torch_ext/_built_for.py

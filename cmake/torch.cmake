@@ -21,6 +21,9 @@ message(STATUS "torch ${torch_version}: ${torch_lib}")
 if(TORCH_VERSION VERSION_LESS 2.11)
   message(FATAL_ERROR "torch_ext needs torch 2.11 or later; ${Python_EXECUTABLE} has ${torch_version}")
 endif()
+if(TORCH_VERSION VERSION_GREATER_EQUAL 2.14)
+  message(WARNING "torch_ext is tested with torch 2.11 to 2.13; this is torch ${torch_version}")
+endif()
 
 # Threads: code compiled with -fopenmp must run on the OpenMP runtime that torch has loaded, or there
 # are two pools and torch.set_num_threads governs only one. So the wheel's own copy is linked, by its
@@ -31,7 +34,7 @@ check_cxx_source_compiles(
   "#include <omp.h>\nint main() { return omp_get_max_threads() == 0; }" COMPILER_HAS_OPENMP)
 unset(CMAKE_REQUIRED_FLAGS)
 if(NOT COMPILER_HAS_OPENMP)
-  message(FATAL_ERROR "${CMAKE_CXX_COMPILER} cannot compile with -fopenmp; GCC can without more")
+  message(FATAL_ERROR "${CMAKE_CXX_COMPILER} cannot compile with -fopenmp; install g++ and set CXX=g++")
 endif()
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   message(WARNING "Clang brings an OpenMP runtime of its own beside torch's: torch.set_num_threads "

@@ -107,11 +107,68 @@ def test_too_little_text_is_reported(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"short")
     result = run_example("language_model/train.py", "--text", text, "--out", tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "the training text has 5 bytes" in result.stderr
-    result = run_example("language_model/train.py", "--text", tmp_path / "none")
-    assert result.returncode == 1
+    result = run_example("language_model/train.py", "--text", tmp_path / "none", "--out", tmp_path)
+    assert result.returncode == 2
     assert "cannot read the text" in result.stderr
+
+
+NUMBERS = ("width", "heads", "batch", "steps", "learning-rate", "clip", "threads")
+MORE_NUMBERS = ("context", "layers", "minutes", "evaluations", "held-out-windows", "temperature")
+IMPOSSIBLE = {
+    "language_model/train": [
+        *(f"--{name}=0" for name in NUMBERS + MORE_NUMBERS),
+        "--minutes=nan",
+        "--learning-rate=inf",
+        "--steps=many",
+        "--sample-bytes=-1",
+        "--seed=-1",
+        "--weight-decay=-1",
+        "--betas 0.9 1",
+        "--held-out-share=1",
+        "--warm-up=1",
+        "--width=24 --heads=5",
+        "--width=12 --heads=4",  # heads of 3: no pairs to rotate
+        "--prompt=",
+        "--map-text=",
+        "--out=README.md",
+    ],
+    "context/train": [
+        *(f"--{name}=0" for name in NUMBERS),
+        "--width=24 --heads=5",
+        "--width=5 --heads=5",
+        "--least=1.5",
+        "--warm-up=0",
+        "--warm-up=0.1 --steps=10",
+        "--warm-up=1",
+        "--seed=-1",
+        "--weight-decay=-1",
+        "--out=README.md",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("example", "options"),
+    [(script, options) for script in IMPOSSIBLE for options in IMPOSSIBLE[script]],
+    indirect=["example"],
+)
+def test_impossible_options_are_refused(
+    example: ModuleType,
+    options: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--out={tmp_path}", *options.split()])
+    with pytest.raises(SystemExit) as left:
+        sys.exit(example.main())
+    assert left.value.code == 2
+    name = re.split("[= ]", options)[0]
+    assert name in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("example", ["language_model/data"], indirect=True)
@@ -152,7 +209,16 @@ def test_the_standard_library_is_text_enough(example: ModuleType) -> None:
 
 def test_generate_writes_and_trains_without_python(trained: tuple[Path, str]) -> None:
     folder, _ = trained
-    options = ["--prompt", "aab", "--bytes", 20, "--temperature", 0.1, "--lesson", "abcd" * 10]
+    options = [
+        "--prompt",
+        "aab",
+        "--sample-bytes",
+        20,
+        "--temperature",
+        0.1,
+        "--lesson",
+        "abcd" * 10,
+    ]
     result = run(GENERATE, folder / "model.pt", LIBRARY, *options)
     assert result.returncode == 0, result.stderr
     text, step = result.stdout.splitlines()
@@ -169,7 +235,7 @@ def test_generate_repeats_with_the_seed(trained: tuple[Path, str]) -> None:
     folder, _ = trained
 
     def text(seed: int) -> str:
-        options = ["--bytes", 30, "--temperature", 5, "--seed", seed]
+        options = ["--sample-bytes", 30, "--temperature", 5, "--seed", seed]
         return run(GENERATE, folder / "model.pt", LIBRARY, *options).stdout
 
     assert text(1) == text(1) != text(2)
@@ -177,7 +243,9 @@ def test_generate_repeats_with_the_seed(trained: tuple[Path, str]) -> None:
 
 def test_generate_fails_when_the_loss_does_not_go_down(trained: tuple[Path, str]) -> None:
     folder, _ = trained
-    result = run(GENERATE, folder / "model.pt", LIBRARY, "--bytes", 0, "--learning-rate", 1e6)
+    result = run(
+        GENERATE, folder / "model.pt", LIBRARY, "--sample-bytes", 0, "--learning-rate", 1e6
+    )
     assert result.returncode == 1
     assert "did not go down" in result.stderr
 
@@ -189,7 +257,11 @@ def test_generate_fails_when_the_loss_does_not_go_down(trained: tuple[Path, str]
         (["missing.pt", "{library}"], "no file missing.pt"),
         (["{text}", "{library}"], "cannot load the model archive"),
         (["{model}", "{text}"], "cannot load the operator library"),
-        (["{model}", "{library}", "--bytes", "many"], "--bytes needs a number, but got 'many'"),
+        (["{model}", "{library}", "--temperature", "warm"], "--temperature needs a number"),
+        (["{model}", "{library}", "--sample-bytes", "-1"], "--sample-bytes needs a whole number"),
+        (["{model}", "{library}", "--seed", "-1"], "--seed needs a whole number"),
+        (["{model}", "{library}", "--threads", "0"], "--threads must be above 0"),
+        (["{model}", "{library}", "--prompt", ""], "--prompt needs at least one byte"),
         (["{model}", "{library}", "--temperature", "0"], "--temperature must be above 0"),
         (["{model}", "{library}", "--colour", "red"], "unknown option --colour"),
         (["{model}", "{library}", "--seed"], "--seed needs a value"),
@@ -203,6 +275,16 @@ def test_generate_explains_what_is_wrong(
     result = run(GENERATE, *(argument.format(**paths) for argument in arguments))
     assert result.returncode in (1, 2)
     assert message in result.stderr
+
+
+def test_generate_explains_its_options() -> None:
+    result = run(GENERATE, "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    for option in ("prompt", "sample-bytes", "temperature", "seed", "lesson", "learning-rate"):
+        assert f"--{option} " in result.stdout
+    assert re.search(r"--sample-bytes N .*\(300\)", result.stdout)
+    assert re.search(r"--threads N .*\(\d+\)", result.stdout)
 
 
 @pytest.mark.parametrize("example", ["context/sentences"], indirect=True)
@@ -246,6 +328,6 @@ def test_context_decides_meaning(tmp_path: Path) -> None:
 
 
 def test_untrained_context_is_reported(tmp_path: Path) -> None:
-    result = run_example("context/train.py", "--out", tmp_path, "--steps", 2)
+    result = run_example("context/train.py", "--out", tmp_path, "--steps", 20)
     assert result.returncode == 1
     assert "not all held-out shares reach 99%" in result.stderr

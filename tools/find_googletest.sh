@@ -25,6 +25,6 @@ is_available && exit
 is_available && exit
 cat >&2 << EOF
 torch_ext: the C++ tests need GoogleTest, and it could neither be installed nor downloaded.
-Install the package $package (Fedora: gtest-devel, Arch: gtest, Homebrew: googletest) and try again.
+Install the package $package (Fedora: gtest-devel, Arch: gtest) and try again.
 EOF
 exit 1

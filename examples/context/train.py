@@ -5,7 +5,8 @@
 "The animal did not cross the street because it was too tired": only the answer, animal, is trained
 on, never the attention. On sentences whose nouns never met in training, or not in that order, the
 model must then answer right, and the row of "it" must put its largest weight on the right noun, in
-at least --least of them; the exit status is 1 otherwise. Pictures go into the folder --out.
+at least --least of them; the exit status is 1 otherwise, and 2 if an option was wrong. Pictures go
+into the folder --out.
 """
 
 import argparse
@@ -20,9 +21,12 @@ from network import ContextModel, Questions
 from pictures import MINIMAL_PAIRS, draw_apple, draw_rows
 from sentences import NEW_ORDER, NEW_WORDS, TRAINING, Sentence, all_sentences, vocabulary
 
+LARGEST = 2**31 - 1  # of a number, so that none overflows
+ABOVE_0 = ("width", "heads", "batch", "steps", "learning_rate", "clip", "threads")
+
 
 def parse_options() -> argparse.Namespace:
-    """Every number there is to choose."""
+    """The options, each checked."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -34,18 +38,44 @@ def parse_options() -> argparse.Namespace:
     add("--batch", type=int, default=128, help="sentences in a step")
     add("--steps", type=int, default=800, help="optimiser steps")
     add("--learning-rate", type=float, default=2e-3, help="at its highest")
+    add("--warm-up", type=float, default=0.1, help="share of the steps in which the rate rises")
+    add("--weight-decay", type=float, default=0.01, help="of all weights")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
     add("--least", type=float, default=0.99, help="share of held-out sentences to get right")
     add("--seed", type=int, default=0, help="of weights and batches")
     add("--threads", type=int, default=1, help="processor cores to use; the tensors are small")
-    return parser.parse_args()
+    options = parser.parse_args()
+    check(parser, options)
+    return options
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Leaves with status 2 and a message that names the option where a value is not possible."""
+
+    def need(name: str, possible: bool, what: str) -> None:
+        if not possible:
+            value = getattr(options, name)
+            parser.error(f"--{name.replace('_', '-')} must be {what}, but got {value!r}")
+
+    for name in ABOVE_0:
+        need(name, 0 < getattr(options, name) <= LARGEST, "above 0 and below 2^31")
+    for name in ("weight_decay", "seed"):
+        need(name, 0 <= getattr(options, name) <= LARGEST, "at least 0 and below 2^31")
+    need("width", options.width % 2 == 0, "even: places are told by pairs of numbers")
+    need("width", options.width % options.heads == 0, f"a multiple of {options.heads}, --heads")
+    warm_up_steps = options.warm_up * options.steps
+    need("warm_up", 2 <= warm_up_steps < options.steps, "a share of two --steps or more, below 1")
+    need("least", 0 <= options.least <= 1, "at least 0 and at most 1")
 
 
 def train(model: ContextModel, questions: Questions, options: argparse.Namespace) -> None:
     """Minimises the cross-entropy of the answers, and of nothing else."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.steps, pct_start=0.1
+        optimizer,
+        options.learning_rate,
+        total_steps=options.steps,
+        pct_start=options.warm_up,
     )
     bar = tqdm(range(options.steps), desc="training", unit="step")
     for _ in bar:
@@ -98,6 +128,11 @@ def report(
 def main() -> int:
     """Trains, scores, draws; 0 if enough held-out sentences are right."""
     options = parse_options()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"cannot make the folder --out: {error}", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     sentences = all_sentences()
@@ -108,7 +143,6 @@ def main() -> int:
     train(model, Questions.encode(training, number), options)
     enough = report(model, sentences, number, options.least)
 
-    options.out.mkdir(parents=True, exist_ok=True)
     for name, pair in MINIMAL_PAIRS.items():
         draw_rows(model, pair, number, options.out / f"{name}.png")
     draw_apple(model, sentences, number, options.out / "apple_moves.png")

@@ -1,61 +1,82 @@
 // Writes text with the language model that train.py saved, then trains it by one step. No Python.
 //
-//   generate ARCHIVE OPERATOR_LIBRARY [--prompt TEXT] [--bytes N] [--temperature T] [--seed N]
-//                                     [--lesson TEXT] [--learning-rate R]
+//   generate ARCHIVE OPERATOR_LIBRARY [OPTION VALUE]...        # --help lists the options
 //
 // The archive calls torch_ext::attention by name; loading the operator library registers that name,
 // for the forward and, through autograd, for the backward.
 
+#include <ATen/Parallel.h>
 #include <dlfcn.h>
 #include <torch/script.h>
 
+#include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
 #include <iostream>
 #include <optional>
 #include <span>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace {
 
-constexpr std::string_view kUsage =
-    "usage: generate ARCHIVE OPERATOR_LIBRARY [--prompt TEXT] [--bytes N] [--temperature T]\n"
-    "                [--seed N] [--lesson TEXT] [--learning-rate R]\n";
-
 struct Options {
+  bool help = false;
   std::string archive;
   std::string library;
   std::string prompt = "def attention(query, key, value):\n";
-  int64_t bytes = 400;
+  uint64_t sample_bytes = 300;
   double temperature = 0.7;
   uint64_t seed = 0;
+  uint16_t threads = static_cast<uint16_t>(at::get_num_threads());
   std::string lesson =
       "Attention compares every query with every key and returns a mean of the values, in which\n"
       "the values whose keys are most like the query have the largest weights.\n";
   double learning_rate = 0.05;
 };
 
+constexpr std::string_view kUsage =
+    "usage: generate ARCHIVE OPERATOR_LIBRARY [OPTION VALUE]...; --help lists the options\n";
+
+void print_help() {
+  const Options defaults;
+  std::cout << kUsage
+            << "\nWrites text with a language model, then trains the model by one step.\n\n"
+            << "  ARCHIVE            model.pt, saved by train.py\n"
+            << "  OPERATOR_LIBRARY   libtorch_ext.so\n"
+            << "  --prompt TEXT      start of the sample (the first line of a Python function)\n"
+            << "  --sample-bytes N   length of the sample (" << defaults.sample_bytes << ")\n"
+            << "  --temperature T    of the sample (" << defaults.temperature << ")\n"
+            << "  --seed N           of the sample (" << defaults.seed << ")\n"
+            << "  --lesson TEXT      what the step is trained on (a sentence about attention)\n"
+            << "  --learning-rate R  of the step (" << defaults.learning_rate << ")\n"
+            << "  --threads N        processor cores to use (" << defaults.threads << ")\n";
+}
+
 template <typename Number>
-Number parse_number(std::string_view name, const std::string& text) {
+Number parse_number(std::string_view name, std::string_view text) {
   Number number{};
-  std::istringstream stream(text);
-  if (!(stream >> number) || stream.peek() != std::istringstream::traits_type::eof()) {
-    throw std::invalid_argument(std::string(name) + " needs a number, but got '" + text + "'");
-  }
-  return number;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, number);
+  if (error == std::errc() && rest == end) return number;
+  const char* const needed =
+      std::is_floating_point_v<Number> ? " needs a number" : " needs a whole number, at least 0";
+  throw std::invalid_argument(std::string(name) + needed + " and not too large, but got '" +
+                              std::string(text) + "'");
 }
 
 void set_option(Options& options, std::string_view name, const std::string& text) {
   if (name == "--prompt") {
     options.prompt = text;
-  } else if (name == "--bytes") {
-    options.bytes = parse_number<int64_t>(name, text);
+  } else if (name == "--sample-bytes") {
+    options.sample_bytes = parse_number<uint64_t>(name, text);
   } else if (name == "--temperature") {
     options.temperature = parse_number<double>(name, text);
   } else if (name == "--seed") {
@@ -64,17 +85,25 @@ void set_option(Options& options, std::string_view name, const std::string& text
     options.lesson = text;
   } else if (name == "--learning-rate") {
     options.learning_rate = parse_number<double>(name, text);
+  } else if (name == "--threads") {
+    options.threads = parse_number<uint16_t>(name, text);
   } else {
     throw std::invalid_argument("unknown option " + std::string(name));
   }
 }
 
+bool is_positive(double number) { return number > 0 && std::isfinite(number); }
+
 void check(const Options& options) {
   if (options.prompt.empty()) throw std::invalid_argument("--prompt needs at least one byte");
   if (options.lesson.size() < 2) throw std::invalid_argument("--lesson needs at least two bytes");
-  if (options.bytes < 0) throw std::invalid_argument("--bytes must not be negative");
-  if (!(options.temperature > 0)) throw std::invalid_argument("--temperature must be above 0");
-  if (!(options.learning_rate > 0)) throw std::invalid_argument("--learning-rate must be above 0");
+  if (options.threads == 0) throw std::invalid_argument("--threads must be above 0");
+  if (!is_positive(options.temperature)) {
+    throw std::invalid_argument("--temperature must be above 0 and finite");
+  }
+  if (!is_positive(options.learning_rate)) {
+    throw std::invalid_argument("--learning-rate must be above 0 and finite");
+  }
   for (const std::string& path : {options.archive, options.library}) {
     if (!std::filesystem::is_regular_file(path)) throw std::invalid_argument("no file " + path);
   }
@@ -85,6 +114,10 @@ Options parse_options(std::span<const char* const> arguments) {
   std::vector<std::string> paths;
   for (size_t i = 0; i < arguments.size(); ++i) {
     const std::string_view argument = arguments[i];
+    if (argument == "--help" || argument == "-h") {
+      options.help = true;
+      return options;
+    }
     if (!argument.starts_with("--")) {
       paths.emplace_back(argument);
     } else if (i + 1 < arguments.size()) {
@@ -133,7 +166,7 @@ void generate(torch::jit::Module& model, const Options& options) {
   const auto context = static_cast<size_t>(model.attr("context").toInt());
   std::string text = options.prompt;
   std::cout << text;
-  for (int64_t i = 0; i < options.bytes; ++i) {
+  for (uint64_t i = 0; i < options.sample_bytes; ++i) {
     const size_t start = text.size() > context ? text.size() - context : 0;
     const at::Tensor input = as_tensor(std::string_view(text).substr(start));
     const at::Tensor logits = model.forward({input}).toTensor().select(/*dim=*/1, /*index=*/-1);
@@ -164,6 +197,7 @@ std::pair<double, double> train_one_step(torch::jit::Module& model, const at::Te
 }
 
 bool run(const Options& options) {
+  at::set_num_threads(options.threads);
   load_operators(options.library);
   torch::jit::Module model = load_model(options.archive);
   generate(model, options);
@@ -186,6 +220,10 @@ int main(int count, char** arguments) {
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << "\n" << kUsage;
     return 2;
+  }
+  if (options->help) {
+    print_help();
+    return 0;
   }
   try {
     return run(*options) ? 0 : 1;

@@ -3,6 +3,7 @@
 Every shape below is written with B sequences, N bytes, H heads, D = width / H.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -124,7 +125,7 @@ def generate(
     generator: torch.Generator,
 ) -> str:
     """The prompt followed by `count` bytes drawn from the model one after another."""
-    text = as_tensor(prompt.encode()).long()[None]
+    text = as_tensor(os.fsencode(prompt)).long()[None]
     for _ in range(count):
         logits = model(text[:, -model.context :])[:, -1]
         probability = (logits / temperature).softmax(-1)

@@ -5,15 +5,17 @@
 
 Into the folder --out go loss.png, attention_layer_*.png, sample.txt and model.pt, a TorchScript
 archive that generate.cpp beside this file loads, runs and trains further without Python. The exit
-status is 1 unless the model predicts held-out text better than a bigram model counted on the same
-training text.
+status is 0 if the model predicts held-out text better than a bigram model counted on the same
+training text, 1 if it was saved but does not, and 2 if an option was wrong and nothing was saved.
 """
 
 import argparse
 import math
+import os
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +34,15 @@ from data import (
 from model import LanguageModel, cross_entropy, generate
 from report import compare_models, draw_attention, draw_losses
 
+LARGEST = 2**31 - 1  # of a number, so that none overflows
+ABOVE_0 = (
+    *("context", "width", "heads", "layers", "batch", "steps", "minutes", "learning_rate", "clip"),
+    *("evaluations", "held_out_windows", "temperature", "threads"),
+)
+
 
 def parse_options() -> argparse.Namespace:
-    """Every number there is to choose."""
+    """The options, each checked."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -52,6 +60,7 @@ def parse_options() -> argparse.Namespace:
     add("--minutes", type=float, default=2.5, help="training ends here if the steps do not")
     add("--learning-rate", type=float, default=4e-3, help="at its highest")
     add("--warm-up", type=float, default=0.05, help="share of training in which the rate rises")
+    add("--betas", type=float, nargs=2, default=[0.9, 0.95], metavar="BETA", help="of AdamW")
     add("--weight-decay", type=float, default=0.1, help="of matrices")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
     add("--evaluations", type=int, default=10, help="points of the held-out loss curve")
@@ -63,11 +72,37 @@ def parse_options() -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, batches and sample")
     add("--threads", type=int, default=torch.get_num_threads(), help="processor cores to use")
     options = parser.parse_args()
-    if options.width % (2 * options.heads) != 0:
-        parser.error(
-            "--width must be a multiple of twice --heads: each head turns pairs of numbers"
-        )
+    check(parser, options)
     return options
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Leaves with status 2 and a message that names the option where a value is not possible."""
+
+    def need(name: str, possible: bool, what: str) -> None:
+        if not possible:
+            value = getattr(options, name)
+            parser.error(f"--{name.replace('_', '-')} must be {what}, but got {value!r}")
+
+    for name in ABOVE_0:
+        need(name, 0 < getattr(options, name) <= LARGEST, "above 0 and below 2^31")
+    for name in ("sample_bytes", "weight_decay", "seed"):
+        need(name, 0 <= getattr(options, name) <= LARGEST, "at least 0 and below 2^31")
+    need("held_out_share", 0 < options.held_out_share < 1, "between 0 and 1")
+    need("warm_up", 0 <= options.warm_up < 1, "at least 0 and below 1")
+    need("betas", all(0 <= beta < 1 for beta in options.betas), "at least 0 and below 1")
+    twice = 2 * options.heads
+    need(
+        "width", options.width % twice == 0, f"a multiple of {twice}, twice --heads (rotary pairs)"
+    )
+    need("prompt", options.prompt != "", "at least one character")
+    need("map_text", options.map_text != "", "at least one character")
+
+
+def leave(message: str) -> NoReturn:
+    """Says why nothing was saved, and leaves with status 2."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def load_text(options: argparse.Namespace) -> Corpus:
@@ -76,10 +111,10 @@ def load_text(options: argparse.Namespace) -> Corpus:
     try:
         corpus = read_corpus(files, options.held_out_share)
     except OSError as error:
-        sys.exit(f"cannot read the text: {error}")
+        leave(f"cannot read the text: {error}")
     for name, text in (("training", corpus.training), ("held-out", corpus.held_out)):
         if len(text) <= options.context:
-            sys.exit(
+            leave(
                 f"the {name} text has {len(text)} bytes, but a sequence needs more than --context "
                 f"{options.context}; give more with --text, or a smaller --context"
             )
@@ -97,7 +132,9 @@ def learning_rate(progress: float, *, highest: float, warm_up: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, *, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Optimizer:
     """AdamW whose weight decay leaves biases and norms alone."""
     matrices = [weight for weight in model.parameters() if weight.dim() >= 2]
     vectors = [weight for weight in model.parameters() if weight.dim() < 2]
@@ -105,7 +142,7 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, betas=betas)
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, clip: float) -> float:
@@ -129,10 +166,10 @@ def train(
     model: nn.Module, corpus: Corpus, options: argparse.Namespace
 ) -> tuple[list[float], dict[int, float]]:
     """Trains until the steps or the minutes are over; the training and held-out loss by step."""
-    optimizer = make_optimizer(model, options.weight_decay)
+    optimizer = make_optimizer(model, betas=tuple(options.betas), weight_decay=options.weight_decay)
     generator = torch.Generator().manual_seed(options.seed)
     check = even_windows(corpus.held_out, options.held_out_windows // 4, options.context)
-    every = max(1, options.steps // max(1, options.evaluations))
+    every = max(1, options.steps // options.evaluations)
     losses: list[float] = []
     held_out: dict[int, float] = {}
     start = time.perf_counter()
@@ -168,8 +205,12 @@ def compare_with_sdpa(model: LanguageModel, build: dict[str, int], batch: Tensor
 
 
 def main() -> int:
-    """Trains, compares, draws, saves; 0 if the model beats the bigram model."""
+    """Trains, compares, saves, draws; 0 if the model beats the bigram model."""
     options = parse_options()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        leave(f"cannot make the folder --out: {error}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     corpus = load_text(options)
@@ -185,9 +226,6 @@ def main() -> int:
     print(f"held-out loss: {loss:.3f} nats per byte, bigram model {bigram:.3f}")
     compare_with_sdpa(model, build, batch[: options.batch])
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    draw_losses(losses, held_out, bigram, options.out / "loss.png")
-    draw_attention(model, as_tensor(options.map_text.encode()).long(), options.out)
     torch.jit.script(model).save(options.out / "model.pt")
     sample = generate(
         model,
@@ -197,6 +235,8 @@ def main() -> int:
         generator=torch.Generator().manual_seed(options.seed),
     )
     (options.out / "sample.txt").write_text(sample, encoding="utf-8")
+    draw_losses(losses, held_out, bigram, options.out / "loss.png")
+    draw_attention(model, as_tensor(os.fsencode(options.map_text)).long(), options.out)
     print(f"saved pictures, model.pt and sample.txt in {options.out}; the sample:\n\n{sample}\n")
     if loss < bigram:
         return 0
