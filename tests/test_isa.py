@@ -67,5 +67,7 @@ def test_kernel_objects_define_no_weak_symbols() -> None:
         symbols = subprocess.run(
             ["nm", "--defined-only", "-C", str(path)], capture_output=True, text=True, check=True
         )
-        weak = [line for line in symbols.stdout.splitlines() if line.split(None, 2)[1] in "WwVvu"]
+        # DW.ref.… is a pointer that unwinding needs, no code.
+        lines = (line for line in symbols.stdout.splitlines() if " DW.ref." not in line)
+        weak = [line for line in lines if line.split(None, 2)[1] in "WwVvu"]
         assert not weak, f"{path}: {weak[:5]}"
