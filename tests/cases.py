@@ -72,7 +72,7 @@ MASKINGS: dict[str, tuple[str | None, str | None, bool]] = {
     "bias_mask_causal": ("full", "full", True),
 }
 
-SCALES = {"default": None, "zero": 0.0, "negative": -0.3, "small": 1e-3, "large": 1.5}
+SCALES = {"default": None, "zero": 0.0, "negative": -0.3, "small": 1e-3, "large": 2.5}
 
 
 @dataclass
