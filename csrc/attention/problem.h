@@ -12,13 +12,17 @@
 
 namespace torch_ext {
 
-enum class DType : uint8_t { Float64, Float32, BFloat16, Float16, Bool };
+enum class DType : uint8_t { Float64, Float32, BFloat16, Float16, Bool, Int64 };
+
+// A window so wide that it hides nothing; sums with positions do not overflow.
+constexpr int64_t kUnlimited = INT64_C(1) << 60;
 
 // Leading (batch and head) dimensions an operand may have. The checks refuse more.
 constexpr int kMaxLeadingDims = 16;
 
 // One tensor (…, rows, cols). Strides count elements and are 0 where the tensor is broadcast.
-// A per-row vector such as logsumexp has cols = 1.
+// A per-row vector such as logsumexp has cols = 1; a number per head such as a slope has rows = 1
+// too.
 struct Operand {
   void* data = nullptr;  // null: the argument is absent
   DType dtype = DType::Float32;
@@ -31,6 +35,11 @@ struct Operand {
 
 // What all four operators share. The leading dimensions are query's; the last of them counts heads.
 // Key and value have `heads / group` heads: query head h reads their head h / group.
+//
+// Key j lies at distance j - i - offset from query i. The scores are
+//   S = softcap(scale Q K^T) + bias - slope |j - i - offset|,  softcap(x) = s tanh(x / s)
+// and key j is visible to query i iff -left <= j - i - offset <= right, mask(i, j) and
+// bias(i, j) > -inf.
 struct Problem {
   int leading_dims = 0;  // at least 1: a 2-D query is one head
   int64_t leading_sizes[kMaxLeadingDims] = {};
@@ -42,9 +51,19 @@ struct Problem {
   int64_t value_head_size = 0;  // E, of value and output
 
   double scale = 1;
-  bool is_causal = false;  // query i sees keys j <= i (aligned top-left)
-  Operand mask;            // Bool (N, M), true = attend
-  Operand bias;            // (N, M), added to the scaled scores; -inf hides
+  double softcap = 0;  // s; 0: none
+  // The window, causal limit included; kUnlimited where there is none. |offset| <= N + M.
+  int64_t left = kUnlimited, right = kUnlimited;
+  int64_t offset = 0;  // 0: first query beside first key; M - N: last beside last
+  Operand mask;        // Bool (N, M), true = attend
+  Operand bias;        // (N, M), added to the scores; -inf hides
+  Operand slopes;      // a number per head: ALiBi
+  Operand sink;        // a number per head: the score of one more key, whose value is 0
+
+  // Dropout: weight (i, j) becomes weight Z(i, j), Z = 0 or 1 / (1 - p), regenerated from the seed
+  // and the position (philox.h), never stored.
+  double dropout_p = 0;
+  Operand seed;  // Int64, a number per batch element: stride 0 along the heads
 
   Operand query, key, value;  // (N, D), (M, D), (M, E)
 
@@ -62,15 +81,37 @@ struct ForwardProblem : Problem {
   Operand logsumexp_residual;  // (N) what rounding logsumexp lost, same type
 };
 
+// One direction: tangents of the inputs, like them in shape and dtype; absent = zero.
+struct Direction {
+  Operand query, key, value, bias, slopes, sink;
+};
+
+// Directional derivatives of output and logsumexp.
+struct TangentProblem : Problem {
+  Operand output, logsumexp, logsumexp_residual;  // as the forward wrote them
+  Direction direction;
+  // Results; an absent one is not computed.
+  Operand output_tangent;     // (N, E)
+  Operand logsumexp_tangent;  // (N), as logsumexp
+};
+
 struct BackwardProblem : Problem {
   Operand output, logsumexp, logsumexp_residual;  // as the forward wrote them
   Operand grad_output;                            // (N, E), absent = zero
   Operand grad_logsumexp;                         // (N), absent = zero
   // Results; an absent one is not computed.
   Operand grad_query, grad_key, grad_value;  // as query, key, value
-  // Accumulated into (the caller zero-fills it): float64 for float64 inputs, else float32; stride 0
-  // wherever the bias was broadcast, so that equal addresses are summed.
-  Operand grad_bias;
+  // Accumulated into (the caller zero-fills them): float64 for float64 inputs, else float32; stride
+  // 0 wherever the input was broadcast, so that equal addresses are summed.
+  Operand grad_bias, grad_slopes, grad_sink;
+};
+
+// The gradients of <grad_output, output tangent> + <grad_logsumexp, logsumexp tangent> with respect
+// to query, key, value, bias, slopes and sink (the fields of BackwardProblem), and with respect to
+// grad_output and grad_logsumexp, which are the tangents themselves.
+struct SecondOrderProblem : BackwardProblem {
+  Direction direction;
+  Operand output_tangent, logsumexp_tangent;  // results, as in TangentProblem
 };
 
 // Element offset of one head of `operand`. `head` counts query heads, 0 … query_heads() - 1.

@@ -8,5 +8,7 @@ namespace torch_ext {
 
 void reference_forward(const ForwardProblem& problem);
 void reference_backward(const BackwardProblem& problem);
+void reference_tangent(const TangentProblem& problem);
+void reference_second_order(const SecondOrderProblem& problem);
 
 }  // namespace torch_ext

@@ -16,10 +16,12 @@ namespace {
 
 const Implementation kImplementations[] = {
 #ifdef TORCH_EXT_HAVE_X86
-    {"avx512", has_avx512, avx512::forward, avx512::backward},
-    {"avx2", has_avx2, avx2::forward, avx2::backward},
+    {"avx512", has_avx512, avx512::forward, avx512::backward, avx512::tangent,
+     avx512::second_order},
+    {"avx2", has_avx2, avx2::forward, avx2::backward, avx2::tangent, avx2::second_order},
 #endif
-    {"reference", [] { return true; }, reference_forward, reference_backward},
+    {"reference", [] { return true; }, reference_forward, reference_backward, reference_tangent,
+     reference_second_order},
 };
 
 const Implementation& choose() {

@@ -10,6 +10,8 @@ struct Implementation {
   bool (*is_supported)();
   void (*forward)(const ForwardProblem&);
   void (*backward)(const BackwardProblem&);
+  void (*tangent)(const TangentProblem&);
+  void (*second_order)(const SecondOrderProblem&);
 };
 
 // All of them, ordered best first; `count` receives how many.

@@ -5,10 +5,12 @@
 
 namespace torch_ext::cpu {
 
-#define TORCH_EXT_DECLARE_LEVEL(level)   \
-  namespace level {                      \
-  void forward(const ForwardProblem&);   \
-  void backward(const BackwardProblem&); \
+#define TORCH_EXT_DECLARE_LEVEL(level)          \
+  namespace level {                             \
+  void forward(const ForwardProblem&);          \
+  void backward(const BackwardProblem&);        \
+  void tangent(const TangentProblem&);          \
+  void second_order(const SecondOrderProblem&); \
   }
 TORCH_EXT_DECLARE_LEVEL(avx2)
 TORCH_EXT_DECLARE_LEVEL(avx512)

@@ -1,10 +1,11 @@
 // (q, k, v) -> (o, lse, residual) with an online softmax.
 //
-// Task: one tile of queries of one head. Loop: over the tiles of keys the queries can see, from the
-// first on. Reads q once and k, v once per tile of queries; writes o and lse once; nothing of size
-// N x M exists.
+// Task: one tile of queries of one head. Loop: over the tiles of keys that the window shows to
+// them. Reads q once and k, v once per tile of queries; writes o and lse once; nothing of size N x
+// M exists.
 #include <cmath>
 
+#include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/scores.h"
 #include "cpu/kernels/tiles.h"
@@ -20,6 +21,7 @@ struct ForwardScratch {
   T* q;             // (D, width), transposed
   T* scores;        // (keys, width): s, then p
   T* additive;      // (keys, width)
+  T* z;             // (keys, width), with dropout
   T* k;             // (keys, D), where key cannot be read in place
   T* v;             // (keys, columns), likewise
   T* spare;         // for a tile of scores or of v
@@ -37,6 +39,7 @@ struct ForwardScratch {
     q = scratch.take<T>(p.head_size * width);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
+    z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
     k = scratch.take<T>(keys * round_up(p.head_size, Vec<T>::kSize));
     v = scratch.take<T>(keys * columns);
     spare = scratch.take<T>(keys * larger(width, columns));
@@ -49,18 +52,18 @@ struct ForwardScratch {
 };
 
 // One step of the online softmax on a vector of queries, for `keys` scores each:
-//   s <- c s + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
-template <class T, bool kAdditive>
+//   s <- softcap(c s) + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
+template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE void softmax_column(const ForwardScratch<T>& x, int64_t column, int64_t keys,
-                                     Vec<T> scale) {
+                                     const ScoreRule<T>& rule) {
   using V = Vec<T>;
   T* s = x.scores + column;
   const T* additive = x.additive + column;
   const V old_max = V::load(x.row_max + column);
-  V new_max = old_max;
+  V new_max = old_max, u;
   for (int64_t j = 0; j < keys; ++j) {
-    V score = V::load(s + j * x.width);
-    score = kAdditive ? masked_score(score, scale, V::load(additive + j * x.width)) : score * scale;
+    const V b = kAdditive ? V::load(additive + j * x.width) : V::fill(0);
+    const V score = rule.template score<kAdditive, kCapped>(V::load(s + j * x.width), b, &u);
     score.store(s + j * x.width);
     new_max = max(score, new_max);
   }
@@ -130,22 +133,24 @@ template <class T>
 void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
   using V = Vec<T>;
   const ForwardScratch<T> x(p, memory);
-  const V scale = V::fill(static_cast<T>(p.scale));
+  const ScoreRule<T> rule(p);
   const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
   const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
   t.width = x.width;
 
   pack_transposed<T>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
                      x.width);
+  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing.
+  const T sink = p.sink ? head_value<T>(p, p.sink, t.head) : -kInfinity<T>;
   for (int64_t i = 0; i < x.width; i += V::kSize) {
-    V::fill(-kInfinity<T>).store(x.row_max + i);
-    V::fill(0).store(x.row_sum + i);
+    V::fill(sink).store(x.row_max + i);
+    V::fill(sink == -kInfinity<T> ? 0 : 1).store(x.row_sum + i);
   }
   for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
 
-  const int64_t key_end = visible_key_end(p, t.query + t.queries);
-  for (t.key = 0; t.key < key_end; t.key += kTileKeys) {
-    t.keys = smaller(kTileKeys, key_end - t.key);
+  const KeyRange range = visible_keys(p, t.query, t.queries);
+  for (t.key = range.begin / kTileKeys * kTileKeys; t.key < range.end; t.key += kTileKeys) {
+    t.keys = smaller(kTileKeys, range.end - t.key);
     const Visibility seen = additive_tile<T>(p, t, x.additive, x.spare);
     if (seen == Visibility::kNone) continue;
     // s^T = k q^T
@@ -153,13 +158,15 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
         rows_in_place_or_packed<T>(p.key, k_offset, t.key, t.keys, p.head_size, false, x.k);
     tile_product<T, false>(t.keys, x.width, p.head_size, {k.data, k.stride, 1}, {x.q, x.width},
                            {x.scores, x.width});
-    for (int64_t i = 0; i < x.width; i += V::kSize) {
-      if (seen == Visibility::kAll)
-        softmax_column<T, false>(x, i, t.keys, scale);
-      else
-        softmax_column<T, true>(x, i, t.keys, scale);
-    }
+    with_score_kind(seen, rule.is_capped, [&](auto additive, auto capped) {
+      for (int64_t i = 0; i < x.width; i += V::kSize)
+        softmax_column<additive.value, capped.value>(x, i, t.keys, rule);
+    });
     rescale_output(x, t.queries);
+    if (p.dropout_p > 0) {
+      dropout_tile(p, t, x.z);
+      multiply_tile(t.keys * x.width, x.z, x.scores);
+    }
     // o += p v
     const auto v =
         rows_in_place_or_packed<T>(p.value, v_offset, t.key, t.keys, p.value_head_size, true, x.v);

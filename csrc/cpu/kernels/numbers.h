@@ -20,6 +20,11 @@ TORCH_EXT_INLINE int64_t round_up(int64_t n, int64_t multiple) {
   return divide_up(n, multiple) * multiple;
 }
 
+template <class T>
+void fill_zero(T* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = 0;
+}
+
 TORCH_EXT_INLINE float bits_to_float(uint32_t bits) {
   float x;
   __builtin_memcpy(&x, &bits, sizeof x);

@@ -1,5 +1,5 @@
-// What is added to a tile of scores: mask, bias and causal limit as one additive tile, -inf where
-// hidden.
+// From products of queries and keys to scores and weights, and what a tile adds to them: mask,
+// bias, slopes and window as one additive tile, -inf where hidden.
 //
 // Tiles of scores lie transposed, keys down and queries across: element (query i, key j) at [j *
 // stride + i]. So the softmax runs down the columns, a whole vector of queries at a time, without
@@ -19,10 +19,24 @@ struct TileRange {
   int64_t key, keys;
 };
 
-// One past the last key that queries before `query_end` can see.
-TORCH_EXT_INLINE int64_t visible_key_end(const Problem& p, int64_t query_end) {
-  return p.is_causal ? smaller(p.key_length, query_end) : p.key_length;
+// The keys that the window shows to some query of [query, query + queries).
+struct KeyRange {
+  int64_t begin, end;
+};
+
+TORCH_EXT_INLINE KeyRange visible_keys(const Problem& p, int64_t query, int64_t queries) {
+  const int64_t begin = larger(0, query + p.offset - p.left);
+  const int64_t end = smaller(p.key_length, query + queries + p.offset + p.right);
+  return {begin, larger(begin, end)};
 }
+
+// Whether the window shows every key of the tile to every query.
+TORCH_EXT_INLINE bool is_inside_window(const Problem& p, const TileRange& t) {
+  const int64_t nearest = t.key - (t.query + t.queries - 1) - p.offset;
+  const int64_t farthest = t.key + t.keys - 1 - t.query - p.offset;
+  return nearest >= -p.left && farthest <= p.right;
+}
+
 enum class Visibility {
   kAll,   // nothing to add, nothing hidden
   kSome,  // add the additive tile
@@ -38,13 +52,56 @@ void pack_additive(const Operand& x, const Problem& p, const TileRange& t, T* ou
   });
 }
 
+// The number of one head: a slope, a sink; 0 where absent.
+template <class T>
+T head_value(const Problem& p, const Operand& x, int64_t head) {
+  T value = 0;
+  if (x) pack_rows<T>(x, head_offset(p, x, head), 0, 1, 1, &value, 1);
+  return value;
+}
+
+// Distances j - i - offset of key j of the tile from its queries i, i + 1, …
+template <class T>
+TORCH_EXT_INLINE Vec<T> distances(const Problem& p, const TileRange& t, int64_t j, int64_t i) {
+  return Vec<T>::fill(static_cast<T>(t.key + j - t.query - p.offset)) -
+         (Vec<T>::fill(static_cast<T>(i)) + Vec<T>::iota());
+}
+
+// tile -= slope |distance|
+template <class T>
+void subtract_slope(const Problem& p, const TileRange& t, T slope, T* tile) {
+  using V = Vec<T>;
+  const V factor = V::fill(-slope);
+  for (int64_t j = 0; j < t.keys; ++j)
+    for (int64_t i = 0; i < t.width; i += V::kSize) {
+      T* out = tile + j * t.width + i;
+      fma(factor, abs(distances<T>(p, t, j, i)), V::load(out)).store(out);
+    }
+}
+
+// One row of the additive tile: hides what lies outside the window, and columns beyond `queries`.
+template <class T>
+TORCH_EXT_INLINE void hide_outside_window(const Problem& p, const TileRange& t, int64_t j, T* row) {
+  using V = Vec<T>;
+  const V hidden = V::fill(-kInfinity<T>);
+  // Hidden where i < first or last < i, with i counted from t.query.
+  const int64_t diagonal = t.key + j - t.query - p.offset;
+  const V first = V::fill(static_cast<T>(diagonal - p.right)),
+          last = V::fill(static_cast<T>(diagonal + p.left));
+  for (int64_t i = 0; i < t.width; i += V::kSize) {
+    const V query = V::fill(static_cast<T>(i)) + V::iota();
+    const V x = if_less(query, first, hidden, V::load(row + i));
+    if_less(last, query, hidden, x).store(row + i);
+  }
+}
+
 // Fills `additive` (keys x width) unless nothing of the tile needs it. Columns beyond `queries` are
 // hidden. `spare` has the size of the tile.
 template <class T>
 Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* spare) {
   using V = Vec<T>;
-  const bool on_diagonal = p.is_causal && t.key + t.keys - 1 > t.query;
-  if (!p.mask && !p.bias && !on_diagonal) return Visibility::kAll;
+  const bool is_inside = is_inside_window(p, t);
+  if (!p.mask && !p.bias && !p.slopes && is_inside) return Visibility::kAll;
 
   const V hidden = V::fill(-kInfinity<T>);
   const int64_t tile = t.keys * t.width;
@@ -60,28 +117,74 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
     for (int64_t i = 0; i < tile; i += V::kSize)
       if_equal(V::load(spare + i), hidden, hidden, V::load(additive + i)).store(additive + i);
   }
+  if (p.slopes) subtract_slope(p, t, head_value<T>(p, p.slopes, t.head), additive);
   bool none = true;
   for (int64_t j = 0; j < t.keys; ++j) {
     T* row = additive + j * t.width;
     for (int64_t i = t.queries; i < t.width; ++i) row[i] = -kInfinity<T>;
-    if (on_diagonal) {  // hidden where i < j
-      const V limit = V::fill(static_cast<T>(t.key + j - t.query));
-      for (int64_t i = 0; i < t.width; i += V::kSize)
-        if_less(V::fill(static_cast<T>(i)) + V::iota(), limit, hidden, V::load(row + i))
-            .store(row + i);
-    }
+    if (!is_inside) hide_outside_window(p, t, j, row);
     for (int64_t i = 0; i < t.width; i += V::kSize)
       none = none && equal_lanes(V::load(row + i), hidden) == (1u << V::kSize) - 1;
   }
   return none ? Visibility::kNone : Visibility::kSome;
 }
 
-// s scale + additive; exactly -inf where the additive tile hides, whatever s is (inf and NaN
-// included).
+// How scores come from products of queries and keys.
 template <class T>
-TORCH_EXT_INLINE Vec<T> masked_score(Vec<T> s, Vec<T> scale, Vec<T> additive) {
-  const Vec<T> hidden = Vec<T>::fill(-kInfinity<T>);
-  return if_equal(additive, hidden, hidden, fma(s, scale, additive));
+struct ScoreRule {
+  Vec<T> scale, cap;
+  bool is_capped;
+
+  explicit TORCH_EXT_INLINE ScoreRule(const Problem& p)
+      : scale(Vec<T>::fill(static_cast<T>(p.scale))),
+        cap(Vec<T>::fill(static_cast<T>(p.softcap))),
+        is_capped(p.softcap > 0) {}
+
+  // softcap(c q k) and, where capped, u = tanh(c q k / softcap).
+  TORCH_EXT_INLINE Vec<T> capped(Vec<T> product, Vec<T>* u) const {
+    *u = tanh(product * scale / cap);
+    return *u * cap;
+  }
+  // The slope of softcap: t = 1 - u^2 = (1 - u)(1 + u).
+  static TORCH_EXT_INLINE Vec<T> cap_slope(Vec<T> u) {
+    return (Vec<T>::fill(1) - u) * (Vec<T>::fill(1) + u);
+  }
+
+  // softcap(c q k) + additive; exactly -inf where the additive tile hides, whatever the product is
+  // (inf and NaN included).
+  template <bool kAdditive, bool kCapped>
+  TORCH_EXT_INLINE Vec<T> score(Vec<T> product, Vec<T> additive, Vec<T>* u) const {
+    const Vec<T> hidden = Vec<T>::fill(-kInfinity<T>);
+    if constexpr (kCapped) {
+      const Vec<T> s = capped(product, u);
+      return kAdditive ? if_equal(additive, hidden, hidden, s + additive) : s;
+    } else {
+      return kAdditive ? if_equal(additive, hidden, hidden, fma(product, scale, additive))
+                       : product * scale;
+    }
+  }
+};
+
+template <bool kValue>
+struct Bool {
+  static constexpr bool value = kValue;
+};
+
+// Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand.
+template <class Use>
+TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use& use) {
+  const bool is_additive = seen != Visibility::kAll;
+  if (is_additive && is_capped) return use(Bool<true>(), Bool<true>());
+  if (is_additive) return use(Bool<true>(), Bool<false>());
+  if (is_capped) return use(Bool<false>(), Bool<true>());
+  return use(Bool<false>(), Bool<false>());
+}
+
+// x *= z, a whole tile.
+template <class T>
+void multiply_tile(int64_t count, const T* z, T* x) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < count; i += V::kSize) (V::load(x + i) * V::load(z + i)).store(x + i);
 }
 
 // ---- products whose hidden entries may meet inf or NaN ----

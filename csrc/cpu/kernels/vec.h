@@ -196,6 +196,15 @@ template <class T>
 TORCH_EXT_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
   return {a.v * b.v};
 }
+template <class T>
+TORCH_EXT_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  return {a.v / b.v};
+}
+// NaN stays NaN.
+template <class T>
+TORCH_EXT_INLINE Vec<T> abs(Vec<T> a) {
+  return max(Vec<T>::fill(0) - a, a);
+}
 
 // Sum and largest of the lanes, always in the same order.
 template <class T>
@@ -246,6 +255,37 @@ TORCH_EXT_INLINE Vec<double> exp(Vec<double> x) {
   p = fma(p, r, Vec<double>::fill(1. / 2));
   p = fma(p, r * r, r) + Vec<double>::fill(1.);
   return scale_by_power_of_two(p, n);
+}
+
+// tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.
+TORCH_EXT_INLINE Vec<float> tanh_tail(Vec<float> x) {
+  const Vec<float> z = x * x;
+  Vec<float> p = Vec<float>::fill(-5.70498872745e-3f);
+  p = fma(p, z, Vec<float>::fill(2.06390887954e-2f));
+  p = fma(p, z, Vec<float>::fill(-5.37397155531e-2f));
+  p = fma(p, z, Vec<float>::fill(1.33314422036e-1f));
+  p = fma(p, z, Vec<float>::fill(-3.33332819422e-1f));
+  return p * z * x;
+}
+TORCH_EXT_INLINE Vec<double> tanh_tail(Vec<double> x) {
+  const Vec<double> z = x * x;
+  Vec<double> p = Vec<double>::fill(-9.64399179425052238628e-1);
+  p = fma(p, z, Vec<double>::fill(-9.92877231001918586564e1));
+  p = fma(p, z, Vec<double>::fill(-1.61468768441708447952e3));
+  Vec<double> q = z + Vec<double>::fill(1.12811678491632931402e2);
+  q = fma(q, z, Vec<double>::fill(2.23548839060100448583e3));
+  q = fma(q, z, Vec<double>::fill(4.84406305325125486048e3));
+  return p / q * z * x;
+}
+
+// Error at most 2 ulp. Large x gives 1: exp is infinite there.
+template <class T>
+TORCH_EXT_INLINE Vec<T> tanh(Vec<T> x) {
+  using V = Vec<T>;
+  const V size = abs(x), one = V::fill(1);
+  const V large = one - V::fill(2) / (exp(size + size) + one);
+  return if_less(size, V::fill(T(0.625)), x + tanh_tail(x),
+                 if_less(x, V::fill(0), V::fill(0) - large, large));
 }
 
 }  // namespace

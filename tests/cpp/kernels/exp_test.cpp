@@ -1,5 +1,5 @@
 // The exponential: at most 1 ulp over the whole range, and the values the softmax relies on
-// exactly.
+// exactly. The hyperbolic tangent: at most 2 ulp.
 #include <gtest/gtest.h>
 
 #include "../helpers.h"
@@ -111,6 +111,41 @@ TYPED_TEST(ExpSpecialTest, ReachesTheEndsOfTheRange) {
   const T largest = std::log(Limits::max());
   EXPECT_TRUE(std::isfinite(vector_exp(std::nextafter(largest, T(0)))));
   EXPECT_TRUE(std::isinf(vector_exp(largest + T(0.01))));
+}
+
+TYPED_TEST(ExpSpecialTest, TanhIsWithinTwoUlp) {
+  using T = TypeParam;
+  using Wide = std::conditional_t<sizeof(T) == 4, double, long double>;
+  test::Random random(5);
+  T x[Vec<T>::kSize], y[Vec<T>::kSize];
+  double largest = 0;
+  for (int repeat = 0; repeat < 100'000; ++repeat) {
+    const double range = repeat % 3 == 0 ? 1 : repeat % 3 == 1 ? 25 : 1e-3;
+    for (T& value : x) value = static_cast<T>(random.uniform(-range, range));
+    tanh(Vec<T>::load(x)).store(y);
+    for (int lane = 0; lane < Vec<T>::kSize; ++lane) {
+      const Wide exact = std::tanh(static_cast<Wide>(x[lane]));
+      largest = std::max(largest, ulps<T, Wide>(std::fabs(y[lane]), std::fabs(exact)));
+      ASSERT_EQ(std::signbit(y[lane]), std::signbit(x[lane]));
+    }
+  }
+  EXPECT_LE(largest, 2);
+}
+
+TYPED_TEST(ExpSpecialTest, TanhOfSpecialValues) {
+  using T = TypeParam;
+  using Limits = std::numeric_limits<T>;
+  const auto value = [](T x) {
+    T lanes[Vec<T>::kSize];
+    tanh(Vec<T>::fill(x)).store(lanes);
+    return lanes[0];
+  };
+  EXPECT_EQ(value(0), T(0));
+  EXPECT_EQ(value(Limits::infinity()), T(1));
+  EXPECT_EQ(value(-Limits::infinity()), T(-1));
+  EXPECT_EQ(value(Limits::max()), T(1));
+  EXPECT_EQ(value(Limits::denorm_min()), Limits::denorm_min());
+  EXPECT_TRUE(std::isnan(value(Limits::quiet_NaN())));
 }
 
 }  // namespace

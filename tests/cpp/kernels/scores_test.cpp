@@ -1,5 +1,5 @@
-// The additive tile against a boolean matrix made by plain loops over mask, bias and causal limit,
-// and the products that must not see what is hidden.
+// The additive tile against a matrix made by plain loops over mask, bias, slopes and window, and
+// the scores that must not see what is hidden.
 #include "cpu/kernels/scores.h"
 
 #include <gtest/gtest.h>
@@ -73,7 +73,16 @@ class ScoresTest : public testing::Test {
     p.leading_sizes[0] = heads;
     p.query_length = n;
     p.key_length = m;
-    p.is_causal = random_.below(2);
+    if (random_.below(2)) p.right = random_.below(4) ? random_.below(120) : 0;
+    if (random_.below(3) == 0) p.left = random_.below(120);
+    if (random_.below(2)) p.offset = m - n;
+    p.slopes = {};
+    if (random_.below(3) == 0) {
+      p.slopes.data = slopes_;
+      p.slopes.dtype = sizeof(T) == 8 ? DType::Float64 : DType::Float32;
+      p.slopes.leading_strides[0] = random_.below(2);
+      for (T& slope : slopes_) slope = static_cast<T>(random_.normal());
+    }
     std::vector<double> mask, bias;
     if (random_.below(2)) p.mask = random_operand(DType::Bool, heads, n, m, mask);
     if (random_.below(2))
@@ -82,7 +91,12 @@ class ScoresTest : public testing::Test {
     for (int64_t e = 0; e < heads * n * m; ++e) {
       if (p.bias) expected.added[e] = bias[e];
       if (p.mask && mask[e] == kHidden) expected.added[e] = kHidden;
-      if (p.is_causal && e % m > e / m % n) expected.added[e] = kHidden;
+      const int64_t distance = e % m - e / m % n - p.offset;
+      if (p.slopes && expected.added[e] != kHidden)
+        expected.added[e] =
+            std::fma(-slopes_[e / (m * n) * p.slopes.leading_strides[0]],
+                     static_cast<T>(std::abs(distance)), static_cast<T>(expected.added[e]));
+      if (distance > p.right || distance < -p.left) expected.added[e] = kHidden;
     }
     return expected;
   }
@@ -101,6 +115,7 @@ class ScoresTest : public testing::Test {
 
   test::Random random_{6};
   std::list<test::FencedMemory> storage_;
+  T slopes_[3];
   test::FencedMemory additive_{kTile * sizeof(T)}, spare_{kTile * sizeof(T)};
 };
 using Scalars = testing::Types<float, double>;
@@ -115,7 +130,8 @@ TYPED_TEST(ScoresTest, AdditiveTileIsTheBooleanMatrix) {
     const TileRange t = this->random_range(p);
     SCOPED_TRACE(testing::Message()
                  << "repeat " << repeat << ": N " << p.query_length << ", M " << p.key_length
-                 << ", causal " << p.is_causal << ", mask " << bool(p.mask) << ", bias "
+                 << ", window " << p.left << " " << p.right << ", offset " << p.offset
+                 << ", slopes " << bool(p.slopes) << ", mask " << bool(p.mask) << ", bias "
                  << bool(p.bias) << ", queries " << t.query << " + " << t.queries << ", keys "
                  << t.key << " + " << t.keys);
     this->additive_.poison();
@@ -138,37 +154,66 @@ TYPED_TEST(ScoresTest, AdditiveTileIsTheBooleanMatrix) {
       }
     ASSERT_EQ(seen == Visibility::kNone, none);
     ASSERT_TRUE(seen != Visibility::kAll || all);
-    ASSERT_TRUE(p.mask || p.bias || all == (seen == Visibility::kAll));
+    ASSERT_TRUE(p.mask || p.bias || p.slopes || all == (seen == Visibility::kAll));
   }
   for (const int count : seen_count) EXPECT_GT(count, 100);  // each answer was tried
 }
 
-TYPED_TEST(ScoresTest, VisibleKeysUnderACausalLimit) {
+TYPED_TEST(ScoresTest, VisibleKeysOfAWindow) {
   Problem p;
   p.query_length = 100;
   p.key_length = 60;
-  EXPECT_EQ(visible_key_end(p, 1), 60);
-  p.is_causal = true;
-  for (int64_t query_end = 1; query_end <= 100; ++query_end) {
-    int64_t end = 0;
-    for (int64_t j = 0; j < p.key_length; ++j)
-      if (j <= query_end - 1) end = j + 1;
-    EXPECT_EQ(visible_key_end(p, query_end), end);
-  }
+  EXPECT_EQ(visible_keys(p, 0, 64).begin, 0);
+  EXPECT_EQ(visible_keys(p, 0, 64).end, 60);
+  for (const int64_t offset : {0, -40})
+    for (const int64_t left : {int64_t{0}, int64_t{7}, kUnlimited})
+      for (const int64_t right : {int64_t{0}, int64_t{5}, kUnlimited})
+        for (int64_t query = 0; query < 100; query += 9) {
+          p.offset = offset;
+          p.left = left;
+          p.right = right;
+          const int64_t queries = std::min<int64_t>(9, 100 - query);
+          const KeyRange range = visible_keys(p, query, queries);
+          int64_t begin = -1, end = -1;
+          for (int64_t j = 0; j < p.key_length; ++j)
+            for (int64_t i = query; i < query + queries; ++i)
+              if (j - i - offset >= -left && j - i - offset <= right) {
+                if (begin < 0) begin = j;
+                end = j + 1;
+              }
+          if (begin < 0) {
+            EXPECT_EQ(range.begin, range.end);
+          } else {
+            EXPECT_EQ(range.begin, begin);
+            EXPECT_EQ(range.end, end);
+          }
+        }
 }
 
-TYPED_TEST(ScoresTest, MaskedScoreHidesWhateverTheScoreIs) {
+TYPED_TEST(ScoresTest, ScoreHidesWhateverTheProductIs) {
   using T = TypeParam;
+  using V = Vec<T>;
   const T inf = kInfinity<T>, nan = std::numeric_limits<T>::quiet_NaN();
   for (const T scale : {T(0.125), T(0), T(-2)})
-    for (const T score : {T(0), T(-3), T(1e30), inf, -inf, nan})
-      for (const T additive : {-inf, T(0), T(1.5), inf, nan}) {
-        T got[Vec<T>::kSize];
-        masked_score(Vec<T>::fill(score), Vec<T>::fill(scale), Vec<T>::fill(additive)).store(got);
-        const T want = additive == -inf ? -inf : std::fma(score, scale, additive);
-        for (const T lane : got)
-          EXPECT_TRUE(test::same(lane, want)) << score << " " << scale << " " << additive;
-      }
+    for (const T product : {T(0), T(-3), T(1e30), inf, -inf, nan})
+      for (const T additive : {-inf, T(0), T(1.5), inf, nan})
+        for (const T cap : {T(0), T(2.5)}) {
+          Problem p;
+          p.scale = scale;
+          p.softcap = cap;
+          const ScoreRule<T> rule(p);
+          V u = V::fill(0);
+          T got[V::kSize], tanh_[V::kSize];
+          if (cap > 0)
+            rule.template score<true, true>(V::fill(product), V::fill(additive), &u).store(got);
+          else
+            rule.template score<true, false>(V::fill(product), V::fill(additive), &u).store(got);
+          u.store(tanh_);
+          T want = additive == -inf ? -inf : std::fma(product, scale, additive);
+          if (cap > 0 && additive != -inf) want = tanh_[0] * cap + additive;
+          for (const T lane : got)
+            EXPECT_TRUE(test::same(lane, want)) << product << " " << scale << " " << additive;
+        }
 }
 
 }  // namespace

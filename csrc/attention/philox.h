@@ -1,0 +1,55 @@
+// The random numbers of dropout: Philox4x32-10, a bijection of 128-bit counters keyed by the seed.
+//
+// Number n of head h, query i, key j is word j % 4 of philox(counter(h, i, j / 4), seed). It
+// depends on nothing else: not on threads, tiles, the rest of the batch or the device. Source:
+// Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3".
+#pragma once
+
+#include "attention/problem.h"
+
+namespace torch_ext {
+
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxStep0 = 0x9E3779B9, kPhiloxStep1 = 0xBB67AE85;
+
+struct PhiloxWords {
+  uint32_t word[4];
+};
+
+TORCH_EXT_INLINE PhiloxWords philox(PhiloxWords counter, uint32_t key0, uint32_t key1) {
+#pragma GCC unroll 10  // straight-line code, so that a loop over counters becomes vector code
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
+    const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
+    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0,
+                static_cast<uint32_t>(product1),
+                static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1,
+                static_cast<uint32_t>(product0)}};
+    key0 += kPhiloxStep0;
+    key1 += kPhiloxStep1;
+  }
+  return counter;
+}
+
+// The counter shared by keys 4 block … 4 block + 3. Positions beyond 32 bits go to the last word.
+TORCH_EXT_INLINE PhiloxWords dropout_counter(int64_t head, int64_t query, int64_t block) {
+  return {{static_cast<uint32_t>(query), static_cast<uint32_t>(block), static_cast<uint32_t>(head),
+           static_cast<uint32_t>((query >> 32) ^ (block >> 32 << 16))}};
+}
+
+// A weight is kept iff its number is at least this. In steps of 2^-32; the largest step keeps one
+// weight in 2^32.
+TORCH_EXT_INLINE uint32_t dropout_threshold(double p) {
+  const double scaled = p * 4294967296.0 + 0.5;
+  return scaled >= 4294967295.0 ? 0xffffffffu : static_cast<uint32_t>(scaled);
+}
+
+TORCH_EXT_INLINE bool dropout_keeps(uint64_t seed, int64_t head, int64_t query, int64_t key,
+                                    uint32_t threshold) {
+  const PhiloxWords words = philox(dropout_counter(head, query, key / 4),
+                                   static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  return words.word[key % 4] >= threshold;
+}
+
+}  // namespace torch_ext

@@ -1,0 +1,193 @@
+// One tile of the backward and of the second order: from operands to what multiplies them.
+//
+// Backward:      s^T = k q^T,  p = exp((s - lse) - residual),  dp^T = z (v do^T)
+//                w = z p,  ds = p (dp - delta),  ds0 = t ds
+// Second order:  s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  s'_b = c t s' + b'
+//                w = z p (s'_b - mu),  ds = p (dp' + s'_b (dp - delta) - mu dp - eps)
+//                ds0 = t ds + t' c s' p (dp - delta),  ds0' = t p (dp - delta)
+// with the slope of softcap t = 1 - u^2, t' = -2 u t / softcap (1 and 0 without it) and the keep
+// mask z of dropout (1 without it).
+#pragma once
+
+#include "cpu/kernels/dropout.h"
+#include "cpu/kernels/gradient_scratch.h"
+#include "cpu/kernels/row_statistics.h"
+#include "cpu/kernels/weights.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T, class P>
+class GradientTile {
+  static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
+
+ public:
+  GradientTile(const P& problem, RowStatistics<T> rows, const GradientScratch<T, P>& scratch)
+      : p_(problem), rows_(rows), rule_(problem), x_(scratch) {}
+
+  // Keys and values of a chunk; `head` is a query head that reads them.
+  void load_keys(int64_t head, int64_t begin, int64_t keys) {
+    key_begin_ = begin;
+    k_ = load(p_.key, head, p_.group, begin, keys, p_.head_size, x_.k);
+    v_ = load(p_.value, head, p_.group, begin, keys, p_.value_head_size, x_.v);
+    if constexpr (kSecondOrder) {
+      k_dot_ = load(p_.direction.key, head, p_.group, begin, keys, p_.head_size, x_.k_dot);
+      v_dot_ = load(p_.direction.value, head, p_.group, begin, keys, p_.value_head_size, x_.v_dot);
+    }
+  }
+
+  // q, do and the row statistics of a tile of queries.
+  void load_queries(const TileRange& t) {
+    q_ = load(p_.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q);
+    transpose(p_.query, t, p_.head_size, x_.q_transposed);
+    dO_ = load(p_.grad_output, t.head, 1, t.query, t.queries, p_.value_head_size, x_.dO);
+    transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
+    load_row_statistics(p_, t, x_.lse, x_.residual);
+    if constexpr (kSecondOrder) {
+      q_dot_ = load(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
+      transpose(p_.direction.query, t, p_.head_size, x_.q_dot_transposed);
+      copy_rows(t, rows_.delta(t.head), x_.delta);
+      copy_rows(t, rows_.mu(t.head), x_.mu);
+      copy_rows(t, rows_.epsilon(t.head), x_.epsilon);
+    } else {
+      row_deltas(p_, t, p_.grad_output ? x_.dO_transposed : nullptr, x_.spare, x_.delta);
+    }
+  }
+
+  Rows<const T> q() const { return q_; }
+  Rows<const T> q_dot() const { return q_dot_; }
+  Rows<const T> dO() const { return dO_; }
+  Rows<const T> k(int64_t row) const { return {k_.data + row * k_.stride, k_.stride}; }
+  Rows<const T> k_dot(int64_t row) const {
+    return {k_dot_.data + row * k_dot_.stride, k_dot_.stride};
+  }
+
+  // Fills the scratch tiles: w in p, ds, ds0, and ds0' in s_dot.
+  Visibility compute(const TileRange& t) {
+    const Visibility seen = additive_tile<T>(p_, t, x_.additive, x_.spare);
+    if (seen == Visibility::kNone) return seen;
+    const int64_t row = t.key - key_begin_, count = t.keys * t.width;
+    const bool needs_ds = p_.grad_query || p_.grad_key || p_.grad_bias || p_.grad_slopes;
+    const bool has_dropout = p_.dropout_p > 0;
+    if (has_dropout) dropout_tile(p_, t, x_.z);
+
+    product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
+    if (needs_ds && p_.grad_output) {
+      product<false>(t, v_, row, x_.dO_transposed, p_.value_head_size, x_.ds);
+      if (has_dropout) multiply_tile(count, x_.z, x_.ds);
+    } else {
+      fill_zero(x_.ds, count);
+    }
+    if constexpr (kSecondOrder) direction_products(t, row, needs_ds && p_.grad_output);
+    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
+      for (int64_t i = 0; i < t.width; i += Vec<T>::kSize) {
+        if constexpr (kSecondOrder)
+          second_order_column<additive.value, capped.value>(i, t.keys);
+        else
+          backward_column<additive.value, capped.value>(i, t.keys);
+      }
+    });
+    if (has_dropout) multiply_tile(count, x_.z, x_.p);
+    return seen;
+  }
+
+ private:
+  using V = Vec<T>;
+
+  Rows<const T> load(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
+                     int64_t cols, T* buffer) const {
+    if (!x) return {};
+    return rows_in_place_or_packed<T>(x, head_offset(p_, x, head, group), row, rows, cols, true,
+                                      buffer);
+  }
+  void transpose(const Operand& x, const TileRange& t, int64_t cols, T* out) const {
+    if (x)
+      pack_transposed<T>(x, head_offset(p_, x, t.head), t.query, t.queries, cols, out, t.width);
+  }
+  static void copy_rows(const TileRange& t, const T* from, T* to) {
+    for (int64_t i = 0; i < t.width; ++i) to[i] = i < t.queries ? from[t.query + i] : T(0);
+  }
+
+  template <bool kAccumulate>
+  void product(const TileRange& t, Rows<const T> a, int64_t row, const T* b, int64_t depth,
+               T* out) const {
+    tile_product<T, kAccumulate>(t.keys, t.width, depth, {a.data + row * a.stride, a.stride, 1},
+                                 {b, t.width}, {out, t.width});
+  }
+
+  // s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  b'
+  void direction_products(const TileRange& t, int64_t row, bool needs_dp) {
+    const Direction& direction = p_.direction;
+    const int64_t count = t.keys * t.width;
+    fill_zero(x_.s_dot, count);
+    if (direction.query) product<true>(t, k_, row, x_.q_dot_transposed, p_.head_size, x_.s_dot);
+    if (direction.key) product<true>(t, k_dot_, row, x_.q_transposed, p_.head_size, x_.s_dot);
+    if (direction.value && needs_dp) {
+      product<false>(t, v_dot_, row, x_.dO_transposed, p_.value_head_size, x_.dp_dot);
+      if (p_.dropout_p > 0) multiply_tile(count, x_.z, x_.dp_dot);
+    } else {
+      fill_zero(x_.dp_dot, count);
+    }
+    direction_tile(p_, direction, t, x_.b_dot);
+  }
+
+  template <bool kAdditive, bool kCapped>
+  TORCH_EXT_INLINE void backward_column(int64_t column, int64_t keys) const {
+    const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column),
+            delta = V::load(x_.delta + column);
+    V u = V::fill(0);
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t entry = j * x_.width + column;
+      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
+      const V p =
+          weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
+      const V ds = p * (V::load(x_.ds + entry) - delta);
+      p.store(x_.p + entry);
+      store<kAdditive>(ds, additive, x_.ds + entry);
+      if constexpr (kCapped) store<kAdditive>(rule_.cap_slope(u) * ds, additive, x_.ds0 + entry);
+    }
+  }
+
+  template <bool kAdditive, bool kCapped>
+  TORCH_EXT_INLINE void second_order_column(int64_t column, int64_t keys) const {
+    const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
+    const V delta = V::load(x_.delta + column), mu = V::load(x_.mu + column),
+            epsilon = V::load(x_.epsilon + column);
+    V u = V::fill(0);
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t entry = j * x_.width + column;
+      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
+      const V p =
+          weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
+      const V s0_dot = V::load(x_.s_dot + entry) * rule_.scale;
+      const V slope = kCapped ? rule_.cap_slope(u) : V::fill(1);
+      const V s_dot = (kCapped ? slope * s0_dot : s0_dot) + V::load(x_.b_dot + entry);
+      const V dp = V::load(x_.ds + entry), centred = dp - delta;
+      const V g = fma(s_dot, centred, V::load(x_.dp_dot + entry)) - mu * dp;
+      const V first = p * centred, second = p * (g - epsilon);
+      store<kAdditive>(p * (s_dot - mu), additive, x_.p + entry);
+      store<kAdditive>(second, additive, x_.ds + entry);
+      store<kAdditive>(slope * first, additive, x_.s_dot + entry);
+      if constexpr (kCapped) {
+        const V bend = V::fill(-2) * u * slope / rule_.cap;
+        store<kAdditive>(fma(bend * s0_dot, first, slope * second), additive, x_.ds0 + entry);
+      }
+    }
+  }
+
+  // 0 where hidden: there and in rows that are inf or NaN the factors of p may be anything.
+  template <bool kAdditive>
+  static TORCH_EXT_INLINE void store(V x, V additive, T* out) {
+    (kAdditive ? if_equal(additive, V::fill(-kInfinity<T>), V::fill(0), x) : x).store(out);
+  }
+
+  const P& p_;
+  RowStatistics<T> rows_;
+  ScoreRule<T> rule_;
+  const GradientScratch<T, P>& x_;
+  int64_t key_begin_ = 0;
+  Rows<const T> q_{}, q_dot_{}, dO_{}, k_{}, v_{}, k_dot_{}, v_dot_{};
+};
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

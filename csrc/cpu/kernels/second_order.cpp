@@ -1,0 +1,28 @@
+// The gradients of <do, o'> + <dlse, lse'>: a sweep for o', lse' and what whole rows decide
+// (tangent_sweep.h), then one for the gradients (gradient_task.h).
+#include "cpu/kernels/entry_points.h"
+#include "cpu/kernels/gradient_task.h"
+#include "cpu/kernels/tangent_sweep.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+void run_second_order(const SecondOrderProblem& p) {
+  const Buffer memory(p.query_heads() * 3 * p.query_length * static_cast<int64_t>(sizeof(T)));
+  const RowStatistics<T> rows{static_cast<T*>(memory.data()), p.query_length};
+  tangent_sweep(p, rows);
+  if (p.grad_query || p.grad_key || p.grad_value || p.grad_bias || p.grad_slopes || p.grad_sink)
+    run_gradients(p, rows);
+}
+
+}  // namespace
+
+void second_order(const SecondOrderProblem& problem) {
+  if (problem.query.dtype == DType::Float64)
+    run_second_order<double>(problem);
+  else
+    run_second_order<float>(problem);
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

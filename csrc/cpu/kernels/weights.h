@@ -1,0 +1,81 @@
+// The weights of a tile again, from what the forward kept of each row, and the direction's share of
+// a tile of scores: what backward, tangent and second order have in common.
+#pragma once
+
+#include "cpu/kernels/scores.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+// p = exp((s - lse) - residual), 0 where hidden, also in rows whose lse is inf or NaN. `u` receives
+// tanh(c q k / softcap) where capped.
+template <bool kAdditive, bool kCapped, class T>
+TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> additive,
+                               Vec<T> lse, Vec<T> residual, Vec<T>* u) {
+  const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
+  const Vec<T> p = exp((s - lse) - residual);
+  return kAdditive ? if_equal(additive, Vec<T>::fill(-kInfinity<T>), Vec<T>::fill(0), p) : p;
+}
+
+// lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.
+template <class T, class P>
+void load_row_statistics(const P& p, const TileRange& t, T* lse, T* residual) {
+  const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
+  const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
+  for (int64_t i = 0; i < t.width; ++i) {
+    const bool inside = i < t.queries;
+    lse[i] = inside ? row_value<T>(p.logsumexp, lse_offset, t.query + i) : T(0);
+    residual[i] = inside ? row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) : T(0);
+    // In an empty row every entry is hidden: exp(-inf - 0) = 0.
+    if (lse[i] == -kInfinity<T>) lse[i] = 0;
+  }
+}
+
+// delta = rowsum(do o) - dlse (width), from do and o transposed, in the same chains as dp^T = v
+// do^T: where a row sees one key, o = v and dp - delta is exactly 0. `dO` is null where grad_output
+// is absent; `o` holds (E, width) of spare memory.
+template <class T>
+void row_deltas(const BackwardProblem& p, const TileRange& t, const T* dO, T* o, T* delta) {
+  using V = Vec<T>;
+  const int64_t size = dO ? p.value_head_size : 0;
+  if (dO)
+    pack_transposed<T>(p.output, head_offset(p, p.output, t.head), t.query, t.queries, size, o,
+                       t.width);
+  for (int64_t i = 0; i < t.width; i += V::kSize) {
+    V sum = V::fill(0);
+    for (int64_t begin = 0; begin < size; begin += kChain) {
+      V chain = V::fill(0);
+      for (int64_t e = begin; e < smaller(size, begin + kChain); ++e)
+        chain = fma(V::load(dO + e * t.width + i), V::load(o + e * t.width + i), chain);
+      sum = sum + chain;
+    }
+    sum.store(delta + i);
+  }
+  if (!p.grad_logsumexp) return;
+  const int64_t offset = head_offset(p, p.grad_logsumexp, t.head);
+  for (int64_t i = 0; i < t.queries; ++i)
+    delta[i] -= row_value<T>(p.grad_logsumexp, offset, t.query + i);
+}
+
+// exp((a - lse) - residual): the weight of the sink with logit a; 0 where the sink is absent.
+template <class T>
+TORCH_EXT_INLINE T sink_weight(T a, T lse, T residual) {
+  T lanes[Vec<T>::kSize];
+  exp(Vec<T>::fill((a - lse) - residual)).store(lanes);
+  return a == -kInfinity<T> ? T(0) : lanes[0];
+}
+
+// What a direction adds to the scores of a tile after softcap: b' - slope' |distance|.
+template <class T>
+void direction_tile(const Problem& p, const Direction& direction, const TileRange& t, T* b_dot) {
+  if (direction.bias)
+    pack_additive(direction.bias, p, t, b_dot);
+  else
+    fill_zero(b_dot, t.keys * t.width);
+  for (int64_t j = 0; j < t.keys; ++j)
+    for (int64_t i = t.queries; i < t.width; ++i) b_dot[j * t.width + i] = 0;
+  if (direction.slopes) subtract_slope(p, t, head_value<T>(p, direction.slopes, t.head), b_dot);
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

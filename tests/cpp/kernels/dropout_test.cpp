@@ -1,0 +1,53 @@
+// The keep mask of a tile against one number at a time, in tiles of every size and place.
+#include "cpu/kernels/dropout.h"
+
+#include <gtest/gtest.h>
+
+#include "../helpers.h"
+#include "cpu/kernels/tiles.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T>
+class DropoutTest : public testing::Test {};
+using Scalars = testing::Types<float, double>;
+TYPED_TEST_SUITE(DropoutTest, Scalars);
+
+TYPED_TEST(DropoutTest, TileIsWhatEachPositionSays) {
+  using T = TypeParam;
+  test::Random random(8);
+  int64_t seeds[2] = {-5, 0x123456789abcdef};
+  int kept_count = 0;
+  for (int repeat = 0; repeat < 400; ++repeat) {
+    Problem p;
+    p.leading_dims = 2;
+    p.leading_sizes[0] = 2;
+    p.leading_sizes[1] = 3;
+    p.dropout_p = repeat % 2 ? 0.25 : 0.8;
+    p.seed.data = seeds;
+    p.seed.leading_strides[0] = 1;
+    TileRange t{};
+    t.head = random.below(6);
+    t.query = random.below(1000) + (repeat % 5 == 0 ? int64_t{1} << 33 : 0);
+    t.queries = 1 + random.below(kTileQueries);
+    t.width = round_up(t.queries, Vec<T>::kSize);
+    t.key = 4 * random.below(100);
+    t.keys = 1 + random.below(kTileKeys);
+    test::FencedMemory memory(kTileKeys * kTileQueries * sizeof(T));
+    T* z = memory.template last<T>(t.keys * t.width);
+    dropout_tile(p, t, z);
+    const uint32_t threshold = dropout_threshold(p.dropout_p);
+    for (int64_t j = 0; j < t.keys; ++j)
+      for (int64_t i = 0; i < t.queries; ++i) {
+        const bool keep = dropout_keeps(static_cast<uint64_t>(seeds[t.head / 3]), t.head % 3,
+                                        t.query + i, t.key + j, threshold);
+        kept_count += keep;
+        ASSERT_EQ(z[j * t.width + i], keep ? static_cast<T>(1 / (1 - p.dropout_p)) : T(0));
+      }
+  }
+  EXPECT_GT(kept_count, 0);
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
