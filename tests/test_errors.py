@@ -7,37 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Arguments, arguments
+from bad_input import (
+    DERIVATIVES,
+    POSITIONAL,
+    SAVED,
+    assert_words,
+    base,
+    call,
+    changed,
+    message,
+    ops,
+    positional,
+)
+from calls import Arguments
 from torch import Tensor
-
-ops = torch.ops.torch_ext
-
-ERRORS = (RuntimeError, TypeError, ValueError, NotImplementedError)
-
-
-def base(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Arguments:
-    """query (2, 4, 5, 8), key (2, 2, 7, 8), value (2, 2, 7, 6)."""
-    return arguments((5, 7), (8, 6), "grouped", dtype=dtype, device=device)
-
-
-def changed(**parts: Any) -> Callable[[Arguments], Arguments]:
-    """Replaces arguments: a shape stands for zeros, a dtype for the same tensor cast to it."""
-
-    def change(args: Arguments) -> Arguments:
-        for name, part in parts.items():
-            old = getattr(args, name)
-            device = args.query.device
-            if isinstance(part, torch.dtype):
-                part = old.to(part)
-            elif isinstance(part, tuple) and part and isinstance(part[-1], torch.dtype):
-                part = torch.zeros(part[:-1], dtype=part[-1], device=device)
-            elif isinstance(part, tuple):
-                part = torch.zeros(part, device=device)
-            setattr(args, name, part)
-        return args
-
-    return change
-
 
 B = torch.bool
 F = torch.float32
@@ -105,12 +88,6 @@ BAD: dict[str, tuple[Callable[[Arguments], Arguments], list[str]]] = {
 BROADCAST = ["key_rank", "value_rank"]
 
 
-def message(call: Callable[[], Any]) -> str:
-    with pytest.raises(ERRORS) as error:
-        call()
-    return str(error.value).split("\nException raised from")[0]
-
-
 @pytest.mark.parametrize(
     "operator, name",
     [("attention_forward", name) for name in BAD]
@@ -121,9 +98,7 @@ def test_bad_input_is_refused(operator: str, name: str, device: torch.device) ->
     op = getattr(ops, operator)
     args = change(base(device))
     text = message(lambda: args(op))
-    assert "torch_ext::attention" in text, text
-    for word in [*words, "expected"]:
-        assert word in text, f"{word!r} is not in: {text}"
+    assert_words(text, "torch_ext::attention", *words)
     assert message(lambda: change(base("meta"))(op)) == text
     floating = all(x.is_floating_point() for x in args.leaves)
     if floating and "float8" not in name:
@@ -136,10 +111,9 @@ def test_bad_input_is_refused(operator: str, name: str, device: torch.device) ->
 def test_bad_input_of_the_weights_is_refused(name: str, device: torch.device) -> None:
     change, words = BAD[name]
     args = change(base(device))
-    text = message(lambda: ops.attention_weights(args.query, args.key, **args.options))
-    assert "torch_ext::attention_weights" in text, text
-    for word in [*words, "expected"]:
-        assert word in text, f"{word!r} is not in: {text}"
+    tensors: dict[str, Any] = {"query": args.query, "key": args.key}
+    text = message(lambda: call("attention_weights", tensors, args.options))
+    assert_words(text, "torch_ext::attention_weights", *words)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +130,7 @@ def test_bad_input_of_the_weights_is_refused(name: str, device: torch.device) ->
 def test_bad_rows_are_refused(rows: Tensor, words: list[str], device: torch.device) -> None:
     args = base(device)
     text = message(lambda: ops.attention_weights(args.query, args.key, rows=rows.to(device)))
-    for word in ["torch_ext::attention_weights", "expected rows", *words]:
-        assert word in text, f"{word!r} is not in: {text}"
+    assert_words(text, "torch_ext::attention_weights", "expected rows", *words)
 
 
 def test_a_scale_beyond_float32_is_fine_in_float64(device: torch.device) -> None:
@@ -190,25 +163,7 @@ def test_bad_input_writes_nothing(device: torch.device) -> None:
             )
 
 
-# attention_backward, called by hand
-
-BACKWARD = [
-    "grad_output",
-    "grad_logsumexp",
-    "query",
-    "key",
-    "value",
-    "output",
-    "logsumexp",
-    "logsumexp_residual",
-]
-
-
-def backward_call(device: torch.device | str) -> dict[str, Tensor]:
-    args = base(device)
-    results = args()
-    given = (torch.ones_like(results[0]), torch.ones_like(results[1]), *args.tensors, *results)
-    return dict(zip(BACKWARD, given, strict=True))
+# The operators of derivatives, called by hand
 
 
 def wrong_rank(x: Tensor) -> Tensor:
@@ -231,50 +186,76 @@ def one_element(x: Tensor) -> Tensor:
     return x.reshape(-1)[:1]
 
 
+# bias, slopes and sink are there, so that they have tangents
+ALL_LEAVES: dict[str, Any] = {"masking": "bias_per_head", "slopes": "head", "sink": "head"}
+
+
 @pytest.mark.parametrize("spoil", [wrong_rank, wrong_size, no_elements, wrong_dtype, one_element])
-@pytest.mark.parametrize("name", BACKWARD)
-def test_backward_by_hand_refuses_what_does_not_fit(
-    name: str, spoil: Callable[[Tensor], Tensor], device: torch.device
+@pytest.mark.parametrize(
+    "operator, name",
+    [(operator, name) for operator in DERIVATIVES for name in POSITIONAL[operator]],
+)
+def test_derivatives_by_hand_refuse_what_does_not_fit(
+    operator: str, name: str, spoil: Callable[[Tensor], Tensor], device: torch.device
 ) -> None:
-    def call(device: torch.device | str) -> Any:
-        given = backward_call(device)
-        given[name] = spoil(given[name])
-        return ops.attention_backward(*given.values())
+    def bad_call(device: torch.device | str) -> Any:
+        args = base(device, **ALL_LEAVES)
+        tensors = positional(operator, args)
+        tensors[name] = spoil(tensors[name])
+        return call(operator, tensors, args.options)
 
-    text = message(lambda: call(device))
-    assert "torch_ext::attention_backward" in text and "expected" in text, text
-    # Where query, key and value contradict one another, any of them may be the one that is named.
-    blamed = (
-        ["query", "key", "value", "output", "logsumexp"]
-        if name in ("query", "key", "value")
-        else [name]
-    )
-    assert any(x in text for x in blamed), text
-    assert message(lambda: call("meta")) == text
+    text = message(lambda: bad_call(device))
+    # Where the inputs contradict one another, any of them may be the one that is named.
+    blamed = [*SAVED[:-1], "bias", "slopes", "sink"] if name in SAVED[:3] else [name]
+    assert_words(text, f"torch_ext::{operator}:")
+    assert any(f"expected {x} " in text for x in blamed), text
+    assert message(lambda: bad_call("meta")) == text
 
 
+@pytest.mark.parametrize("operator", DERIVATIVES)
 @pytest.mark.parametrize(
     "option", ["mask_shape", "mask_dtype", "bias_shape", "bias_bool", "scale_nan"]
 )
-def test_backward_by_hand_refuses_bad_options(option: str, device: torch.device) -> None:
+def test_derivatives_by_hand_refuse_bad_options(
+    operator: str, option: str, device: torch.device
+) -> None:
     change, words = BAD[option]
-    given = backward_call(device)
-    options = change(base(device)).options
-    text = message(lambda: ops.attention_backward(*given.values(), **options))
-    assert "torch_ext::attention_backward" in text and all(word in text for word in words), text
+    tensors, options = positional(operator, base(device)), change(base(device)).options
+    assert_words(message(lambda: call(operator, tensors, options)), f"::{operator}:", *words)
 
 
-def test_backward_by_hand_with_another_device(device: torch.device) -> None:
-    for name in BACKWARD:
-        given = backward_call(device)
-        given[name] = given[name].to("meta")
-        text = message(lambda given=given: ops.attention_backward(*given.values()))
-        assert "torch_ext::attention_backward" in text and "meta" in text, text
+@pytest.mark.parametrize("operator", DERIVATIVES)
+def test_derivatives_by_hand_with_another_device(operator: str, device: torch.device) -> None:
+    args = base(device, **ALL_LEAVES)
+    for name in POSITIONAL[operator]:
+        tensors = positional(operator, args)
+        tensors[name] = tensors[name].to("meta")
+        text = message(lambda tensors=tensors: call(operator, tensors, args.options))
+        assert_words(text, f"torch_ext::{operator}:", "meta")
+
+
+@pytest.mark.parametrize("name", ["bias", "slopes", "sink"])
+@pytest.mark.parametrize("operator", ["attention_tangent", "attention_second_order"])
+def test_tangents_of_absent_inputs_are_refused(
+    operator: str, name: str, device: torch.device
+) -> None:
+    args = base(device)
+    tensors = positional(operator, args)
+    tensors[f"{name}_tangent"] = torch.zeros(4, 1, 1, device=device)
+    text = message(lambda: call(operator, tensors, args.options))
+    assert_words(text, f"::{operator}: expected {name}_tangent to be None, since {name} is None")
+
+
+def test_the_tangents_of_a_broadcast_bias_have_its_own_shape(device: torch.device) -> None:
+    args = base(device, **ALL_LEAVES)
+    tensors = positional("attention_tangent", args)
+    tensors["bias_tangent"] = torch.ones(2, 4, 5, 7, device=device)
+    text = message(lambda: call("attention_tangent", tensors, args.options))
+    assert_words(text, "bias_tangent to have shape [4, 5, 7]", "of shape [2, 4, 5, 7]")
 
 
 def test_sparse_tensors_are_refused(device: torch.device) -> None:
     args = base(device)
     args.key = args.key.to_sparse()
     text = message(args)
-    for word in ("key", "strided", "layout"):
-        assert word in text, f"{word!r} is not in: {text}"
+    assert_words(text, "key", "strided", "layout")

@@ -9,12 +9,13 @@
 namespace torch_ext::ops {
 namespace {
 
-// A bias that does not go with the type that query now has takes that type.
-OptionalTensor cast_bias(const OptionalTensor& bias, at::ScalarType query_type) {
-  if (!bias || !bias->defined() || !at::isFloatingType(bias->scalar_type())) return bias;
-  const at::ScalarType type = bias->scalar_type();
-  const bool fits = type == query_type || type == accumulation_type(query_type);
-  return fits ? bias : bias->to(query_type);
+// A bias, slopes or a sink that do not go with the type that query now has take that type.
+void cast_to_go_with(at::ScalarType query_type, ScoreOptions& options) {
+  for (OptionalTensor* option : {&options.bias, &options.slopes, &options.sink}) {
+    const Tensor tensor = value_or_undefined(*option);
+    if (!tensor.defined() || !at::isFloatingType(tensor.scalar_type())) continue;
+    if (!goes_with_query(tensor.scalar_type(), query_type)) *option = tensor.to(query_type);
+  }
 }
 
 template <at::DeviceType device>
@@ -29,14 +30,14 @@ struct Autocast {
   static ForwardResult forward(const AttentionArguments& a) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     AttentionArguments cast_arguments{cast(a.query), cast(a.key), cast(a.value), a.options};
-    cast_arguments.options.bias = cast_bias(a.options.bias, cast_arguments.query.scalar_type());
+    cast_to_go_with(cast_arguments.query.scalar_type(), cast_arguments.options);
     return AttentionForward::call(cast_arguments);
   }
 
   static Tensor weights(const WeightsArguments& a) {
     c10::impl::ExcludeDispatchKeyGuard guard(kKey);
     WeightsArguments cast_arguments{cast(a.query), cast(a.key), a.options, a.rows};
-    cast_arguments.options.bias = cast_bias(a.options.bias, cast_arguments.query.scalar_type());
+    cast_to_go_with(cast_arguments.query.scalar_type(), cast_arguments.options);
     return AttentionWeights::call(cast_arguments);
   }
 

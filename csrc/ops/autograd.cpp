@@ -1,220 +1,297 @@
-// Autograd: the node that attention_forward leaves in the graph, and the refusals of what has no
-// derivative yet. The node is written like the ones that PyTorch generates, since
-// torch::autograd::Function supports neither functorch nor forward mode from C++.
+// Autograd: the derivatives of the four operators, in reverse and in forward mode. The derivative
+// of each operator is made of the other ones,
+//   attention_forward       reverse: attention_backward, forward mode: attention_tangent
+//   attention_backward      both: attention_second_order, which is linear in the direction
+//   attention_tangent       reverse: attention_backward and attention_second_order
+// and the rest of dense matrices: every derivative of attention_second_order, and forward mode of
+// attention_tangent.
+#include <ATen/TensorOperators.h>
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <torch/csrc/autograd/VariableTypeUtils.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include <array>
-#include <memory>
-#include <mutex>
-#include <string>
-#include <utility>
-#include <vector>
 
+#include "ops/autograd_node.h"
 #include "ops/checks.h"
+#include "ops/dense.h"
 
 namespace torch_ext::ops {
 namespace {
 
-namespace autograd = torch::autograd;
-namespace compiled = torch::dynamo::autograd;
-using autograd::SavedVariable;
-using autograd::variable_list;
+constexpr size_t kPrimals = 6;
 
-// Nodes are owned by shared_ptr in older versions of torch and by intrusive_ptr in newer ones.
-using NodePointer = decltype(autograd::Edge::function);
-
-template <class Node, class... Arguments>
-auto make_node(Arguments&&... arguments) {
-  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<autograd::Node>>) {
-    return std::shared_ptr<Node>(new Node(std::forward<Arguments>(arguments)...),
-                                 [](Node* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<Node>(std::forward<Arguments>(arguments)...);
-  }
+// query, key, value, bias, slopes and sink; undefined = absent
+variable_list primals(const Saved& saved, const Options& options) {
+  return {saved.query,
+          saved.key,
+          saved.value,
+          value_or_undefined(options.bias),
+          value_or_undefined(options.slopes),
+          value_or_undefined(options.sink)};
 }
 
-template <class Arguments>
-bool requires_grad(const Arguments& arguments) {
-  bool found = false;
-  for_each_tensor(arguments, [&](const Tensor& tensor) { found |= tensor.requires_grad(); });
-  return found && at::GradMode::is_enabled();
+variable_list as_list(const Tangents& t) {
+  return {value_or_undefined(t.query), value_or_undefined(t.key),    value_or_undefined(t.value),
+          value_or_undefined(t.bias),  value_or_undefined(t.slopes), value_or_undefined(t.sink)};
 }
 
-template <class Arguments>
-void refuse_tangents(const char* op, const Arguments& arguments) {
-  for_each_tensor(arguments, [&](const Tensor& tensor) {
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        !tensor._fw_grad(/*level=*/0).defined(), op,
-        ": forward-mode differentiation is not available yet. Use reverse mode, or "
-        "torch.nn.functional.scaled_dot_product_attention under "
-        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH).");
-  });
+// The six tensors from `begin` on.
+Tangents as_tangents(variable_list::const_iterator begin) {
+  return {absent_if_undefined(begin[0]), absent_if_undefined(begin[1]),
+          absent_if_undefined(begin[2]), absent_if_undefined(begin[3]),
+          absent_if_undefined(begin[4]), absent_if_undefined(begin[5])};
 }
 
-// What the node keeps, in this order.
-enum Saved { kQuery, kKey, kValue, kMask, kBias, kOutput, kLogsumexp, kResidual, kSavedCount };
-
-bool is_output(int saved) { return saved == kOutput || saved == kLogsumexp; }
-
-// The gradients of query, key, value and bias. grads: of output and logsumexp, undefined where
-// zero.
-variable_list differentiate(const variable_list& grads, const variable_list& saved, bool is_causal,
-                            std::optional<double> scale, std::array<bool, 4> output_mask) {
-  if (!grads[0].defined() && !grads[1].defined()) return variable_list(4);
-  output_mask[3] = output_mask[3] && saved[kBias].defined();
-  auto [query, key, value, bias] = AttentionBackward::call(
-      {absent_if_undefined(grads[0]),
-       absent_if_undefined(grads[1]),
-       saved[kQuery],
-       saved[kKey],
-       saved[kValue],
-       saved[kOutput],
-       saved[kLogsumexp],
-       saved[kResidual],
-       {absent_if_undefined(saved[kMask]), absent_if_undefined(saved[kBias]), is_causal, scale},
-       output_mask});
-  return {query, key, value, bias};
+variable_list concatenate(variable_list a, const variable_list& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
 }
 
-struct TorchExtAttentionBackward : autograd::TraceableFunction {
-  std::array<SavedVariable, kSavedCount> saved;
-  bool is_causal = false;
-  std::optional<double> scale;
+template <class... Results>
+variable_list as_list(const std::tuple<Results...>& results) {
+  return std::apply([](const auto&... tensors) { return variable_list{tensors...}; }, results);
+}
 
-  std::string name() const override { return "TorchExtAttentionBackward"; }
+// The `count` flags from `begin` on, the rest false.
+template <size_t size>
+std::array<bool, size> output_mask(std::vector<bool>::const_iterator begin, size_t count = size) {
+  std::array<bool, size> mask = {};
+  std::copy_n(begin, count, mask.begin());
+  return mask;
+}
 
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable& variable : saved) variable.reset_data();
-  }
+template <size_t size>
+bool any(const std::array<bool, size>& mask) {
+  return std::find(mask.begin(), mask.end(), true) != mask.end();
+}
 
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return differentiate(grads, unpack(), is_causal, scale, output_mask());
-  }
+// What the nodes do
 
-  // Compiled autograd: what identifies this node in its cache …
-  void compiled_args(compiled::CompiledNodeArgs& arguments) const override {
-    for (int i = 0; i < kSavedCount; ++i) arguments.collect(saved[i], is_output(i));
-    arguments.collect(is_causal);
-    arguments.collect(scale);
-  }
+struct ForwardRule {
+  using Arguments = BackwardArguments;  // without gradients
+  static constexpr const char* kName = "TorchExtAttentionBackward";
+  static constexpr bool kIsTraceable = true;
 
-  // … and how it is traced: as a call of `functional` with everything that the node keeps.
-  variable_list apply_with_saved(const variable_list& grads,
-                                 compiled::SwapSavedVariables& swap) override {
-    for (SavedVariable& variable : saved) swap.before(variable);
-    compiled::PackedArgs packed;
-    packed.pack(unpack());
-    packed.pack(is_causal);
-    packed.pack(scale);
-    const std::array<bool, 4> mask = output_mask();
-    packed.pack(std::vector<bool>(mask.begin(), mask.end()));
-    const std::vector<at::IValue> arguments = std::move(packed).vec();
-    std::vector<at::TypePtr> schema;
-    for (const at::IValue& argument : arguments) schema.push_back(argument.type());
+  static variable_list inputs(const Arguments& a) { return primals(a.saved, a.options); }
 
-    const auto& interface = compiled::getPyCompilerInterface();
-    const std::string function =
-        interface->bind_function(swap.get_py_compiler(), name(), functional, schema,
-                                 /*is_custom_function=*/true, /*is_traceable=*/true);
-    const auto metadata =
-        compiled::IValuePacker<std::vector<std::optional<autograd::InputMetadata>>>::pack(
-            compiled::get_input_metadata(next_edges()));
-    variable_list result = interface->call_function(swap.get_py_compiler(), "apply_functional",
-                                                    function, grads, arguments, metadata);
-    for (SavedVariable& variable : saved) swap.after(variable);
-    return result;
-  }
-
- private:
-  static variable_list functional(const variable_list& grads,
-                                  const std::vector<at::IValue>& arguments) {
-    compiled::PackedArgs packed(arguments);
-    const auto tensors = packed.unpack<variable_list>();
-    const auto is_causal = packed.unpack<bool>();
-    const auto scale = packed.unpack<std::optional<double>>();
-    const auto mask = packed.unpack<std::vector<bool>>();
-    return differentiate(grads, tensors, is_causal, scale, {mask[0], mask[1], mask[2], mask[3]});
-  }
-
-  variable_list unpack() {
-    variable_list tensors;
-    for (int i = 0; i < kSavedCount; ++i) {
-      tensors.push_back(is_output(i) ? saved[i].unpack(getptr()) : saved[i].unpack());
-    }
-    return tensors;
-  }
-
-  std::array<bool, 4> output_mask() const {
-    std::array<bool, 4> mask;
-    for (size_t i = 0; i < mask.size(); ++i) mask[i] = task_should_compute_output(i);
-    return mask;
+  static variable_list differentiate(const variable_list& grads, const Arguments& a,
+                                     const std::vector<bool>& needs) {
+    return as_list(
+        AttentionBackward::call({absent_if_undefined(grads[0]), absent_if_undefined(grads[1]),
+                                 a.saved, a.options, output_mask<kPrimals>(needs.begin())}));
   }
 };
 
-auto make_backward_node(const AttentionArguments& a) {
-  const Options& options = a.options;
-  auto node = make_node<TorchExtAttentionBackward>();
-  node->set_next_edges(autograd::collect_next_edges(a.query, a.key, a.value, options.bias));
-  node->saved[kQuery] = SavedVariable(a.query, false);
-  node->saved[kKey] = SavedVariable(a.key, false);
-  node->saved[kValue] = SavedVariable(a.value, false);
-  node->saved[kMask] = SavedVariable(options.mask, false);
-  node->saved[kBias] = SavedVariable(options.bias, false);
-  node->is_causal = options.is_causal;
-  node->scale = options.scale;
-  return node;
+struct BackwardRule {
+  using Arguments = BackwardArguments;
+  static constexpr const char* kName = "TorchExtAttentionSecondOrder";
+  static constexpr bool kIsTraceable = true;
+
+  static variable_list inputs(const Arguments& a) {
+    return concatenate({value_or_undefined(a.grad_output), value_or_undefined(a.grad_logsumexp)},
+                       primals(a.saved, a.options));
+  }
+
+  // grads, of the gradients of the primals, are the direction.
+  static variable_list differentiate(const variable_list& grads, const Arguments& a,
+                                     const std::vector<bool>& needs) {
+    auto mask = output_mask<8>(needs.begin() + 2, kPrimals);
+    mask[6] = needs[0];
+    mask[7] = needs[1];
+    variable_list results = as_list(AttentionSecondOrder::call(
+        {a.grad_output, a.grad_logsumexp, as_tangents(grads.begin()), a.saved, a.options, mask}));
+    std::rotate(results.begin(), results.begin() + kPrimals, results.end());
+    return results;
+  }
+};
+
+struct TangentRule {
+  using Arguments = TangentArguments;
+  static constexpr const char* kName = "TorchExtAttentionTangentBackward";
+  static constexpr bool kIsTraceable = true;
+
+  static variable_list inputs(const Arguments& a) {
+    return concatenate(as_list(a.tangents), primals(a.saved, a.options));
+  }
+
+  static variable_list differentiate(const variable_list& grads, const Arguments& a,
+                                     const std::vector<bool>& needs) {
+    const OptionalTensor grad_output = absent_if_undefined(grads[0]);
+    const OptionalTensor grad_logsumexp = absent_if_undefined(grads[1]);
+    const auto wanted_tangents = output_mask<kPrimals>(needs.begin());
+    const auto wanted_primals = output_mask<8>(needs.begin() + kPrimals, kPrimals);
+    variable_list of_tangents(kPrimals), of_primals(kPrimals);
+    if (any(wanted_tangents)) {
+      of_tangents = as_list(AttentionBackward::call(
+          {grad_output, grad_logsumexp, a.saved, a.options, wanted_tangents}));
+    }
+    if (any(wanted_primals)) {
+      of_primals = as_list(AttentionSecondOrder::call(
+          {grad_output, grad_logsumexp, a.tangents, a.saved, a.options, wanted_primals}));
+      of_primals.resize(kPrimals);
+    }
+    return concatenate(of_tangents, of_primals);
+  }
+};
+
+struct SecondOrderRule {
+  using Arguments = SecondOrderArguments;
+  static constexpr const char* kName = "TorchExtAttentionThirdOrder";
+  static constexpr bool kIsTraceable = false;
+
+  static variable_list inputs(const Arguments& a) {
+    return concatenate({value_or_undefined(a.grad_output), value_or_undefined(a.grad_logsumexp)},
+                       concatenate(as_list(a.tangents), primals(a.saved, a.options)));
+  }
+
+  // Evaluates the operator once more, densely, on aliases of its inputs, and differentiates that.
+  static variable_list differentiate(const variable_list& grads, const Arguments& a,
+                                     const std::vector<bool>& needs) {
+    const bool create_graph = at::GradMode::is_enabled();
+    const at::AutoGradMode with_graph(true);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    Arguments aliases = map_tensors(a, [](const Tensor& tensor) {
+      return tensor.defined() && tensor.requires_grad() ? tensor.view_as(tensor) : tensor;
+    });
+    for (size_t i = 0; i < grads.size(); ++i) aliases.output_mask[i] = grads[i].defined();
+    const variable_list all = as_list(dense_second_order(aliases)), all_inputs = inputs(aliases);
+
+    variable_list results, cotangents, wanted;
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (!all[i].defined() || !all[i].requires_grad()) continue;
+      results.push_back(all[i]);
+      cotangents.push_back(grads[i]);
+    }
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (needs[i]) wanted.push_back(all_inputs[i]);
+    }
+    variable_list gradients(needs.size());
+    if (results.empty() || wanted.empty()) return gradients;
+    const variable_list found =
+        torch::autograd::grad(results, wanted, cotangents, /*retain_graph=*/std::nullopt,
+                              create_graph, /*allow_unused=*/true);
+    auto next = found.begin();
+    for (size_t i = 0; i < needs.size(); ++i) {
+      if (needs[i]) gradients[i] = *next++;
+    }
+    return gradients;
+  }
+};
+
+// Forward mode
+
+Tensor tangent_of(const Tensor& tensor) {
+  return tensor.defined() ? tensor._fw_grad(/*level=*/0) : Tensor();
 }
 
-ForwardResult forward(const AttentionArguments& arguments) {
-  check(arguments);
-  refuse_tangents(AttentionForward::kName, arguments);
-  const bool is_differentiable = requires_grad(arguments);
-  const auto node = is_differentiable ? make_backward_node(arguments) : nullptr;
-  ForwardResult result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return AttentionForward::call(arguments);
-  }();
-  if (node) {
-    const auto& [output, logsumexp, residual] = result;
-    autograd::set_history(output, node);
-    autograd::set_history(logsumexp, node);
-    node->saved[kOutput] = SavedVariable(output, true);
-    node->saved[kLogsumexp] = SavedVariable(logsumexp, true);
-    node->saved[kResidual] = SavedVariable(residual, false);
+// Differentiable, but without its tangent.
+Tensor primal_of(const Tensor& tensor) {
+  return tangent_of(tensor).defined() ? tensor._fw_primal(/*level=*/0) : tensor;
+}
+
+variable_list tangents_of(variable_list tensors) {
+  for (Tensor& tensor : tensors) tensor = tangent_of(tensor);
+  return tensors;
+}
+
+bool any_defined(const variable_list& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& tensor) { return tensor.defined(); });
+}
+
+Tensor sum(const Tensor& a, const Tensor& b) {  // undefined = zero
+  if (!a.defined()) return b;
+  return b.defined() ? a + b : a;
+}
+
+void set_tangent(const Tensor& result, const Tensor& tangent) {
+  if (result.defined() && tangent.defined()) {
+    result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+  }
+}
+
+TangentResult tangent_of_forward(const BackwardArguments& arguments) {
+  const variable_list tangents = tangents_of(ForwardRule::inputs(arguments));
+  if (!any_defined(tangents)) return {};
+  BackwardArguments a = map_tensors(arguments, primal_of);
+  // Not the results themselves: they will own the tangents, whose node must not own them.
+  a.saved.output = a.saved.output.detach();
+  a.saved.logsumexp = a.saved.logsumexp.detach();
+  return AttentionTangent::call({as_tangents(tangents.begin()), a.saved, a.options});
+}
+
+// attention_backward is linear in the gradients, and a gradient in the rest.
+variable_list tangent_of_backward(const BackwardArguments& arguments) {
+  const variable_list tangents = tangents_of(BackwardRule::inputs(arguments));
+  const variable_list gradients(tangents.begin(), tangents.begin() + 2);
+  const variable_list direction(tangents.begin() + 2, tangents.end());
+  variable_list result(kPrimals);
+  if (!any_defined(tangents)) return result;
+  const BackwardArguments a = map_tensors(arguments, primal_of);
+  if (any_defined(direction)) {
+    std::array<bool, 8> mask = {};
+    std::copy(a.output_mask.begin(), a.output_mask.end(), mask.begin());
+    result = as_list(
+        AttentionSecondOrder::call({a.grad_output, a.grad_logsumexp, as_tangents(direction.begin()),
+                                    a.saved, a.options, mask}));
+    result.resize(kPrimals);
+  }
+  if (any_defined(gradients)) {
+    const variable_list other = as_list(AttentionBackward::call(
+        {absent_if_undefined(gradients[0]), absent_if_undefined(gradients[1]), a.saved, a.options,
+         a.output_mask}));
+    for (size_t i = 0; i < kPrimals; ++i) result[i] = sum(result[i], other[i]);
   }
   return result;
 }
 
-// Differentiating the gradients once more raises when it is done, so that create_graph=True alone
-// does no harm.
-void refuse_second_derivative(const BackwardArguments& arguments, const BackwardResult& result) {
-  const auto node = make_node<autograd::Error>(
-      std::string(AttentionBackward::kName) +
-      ": double backward of the fused operator is not available yet. "
-      "torch.nn.functional.scaled_dot_product_attention under "
-      "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) can be differentiated twice.");
-  for_each_tensor(arguments, [&](const Tensor& tensor) {
-    if (tensor.requires_grad()) node->add_next_edge(autograd::impl::gradient_edge(tensor));
-  });
-  std::apply([&](const auto&... grads) { (autograd::set_history(grads, node), ...); }, result);
+// The operators
+
+template <class Operator, class Arguments>
+auto call_below_autograd(const Arguments& arguments) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return Operator::call(arguments);
 }
 
-BackwardResult backward(const BackwardArguments& arguments) {
-  check(arguments);
-  refuse_tangents(AttentionBackward::kName, arguments);
-  const BackwardResult result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return AttentionBackward::call(arguments);
-  }();
-  if (requires_grad(arguments)) refuse_second_derivative(arguments, result);
+ForwardResult forward(const AttentionArguments& a) {
+  const ForwardResult result = call_below_autograd<AttentionForward>(a);
+  const auto& [output, logsumexp, residual] = result;
+  BackwardArguments kept;
+  kept.saved = {a.query, a.key, a.value, output, logsumexp, residual};
+  kept.options = a.options;
+  const auto [output_tangent, logsumexp_tangent] = tangent_of_forward(kept);
+  record<ForwardRule>(kept, output, logsumexp);
+  set_tangent(output, output_tangent);
+  set_tangent(logsumexp, logsumexp_tangent);
+  return result;
+}
+
+BackwardResult backward(const BackwardArguments& a) {
+  const BackwardResult result = call_below_autograd<AttentionBackward>(a);
+  const variable_list tangents = tangent_of_backward(a), results = as_list(result);
+  std::apply([&](const auto&... grads) { record<BackwardRule>(a, grads...); }, result);
+  for (size_t i = 0; i < kPrimals; ++i) set_tangent(results[i], tangents[i]);
+  return result;
+}
+
+TangentResult tangent(const TangentArguments& a) {
+  if (any_defined(tangents_of(TangentRule::inputs(a)))) {
+    check(a);
+    return dense_tangent(a);
+  }
+  const TangentResult result = call_below_autograd<AttentionTangent>(a);
+  record<TangentRule>(a, std::get<0>(result), std::get<1>(result));
+  return result;
+}
+
+SecondOrderResult second_order(const SecondOrderArguments& a) {
+  if (any_defined(tangents_of(SecondOrderRule::inputs(a)))) {
+    check(a);
+    return dense_second_order(a);
+  }
+  const SecondOrderResult result = call_below_autograd<AttentionSecondOrder>(a);
+  std::apply([&](const auto&... grads) { record<SecondOrderRule>(a, grads...); }, result);
   return result;
 }
 
@@ -225,4 +302,6 @@ TORCH_LIBRARY_IMPL(torch_ext, Autograd, m) {
   using namespace torch_ext::ops;
   m.impl("attention_forward", AttentionForward::kernel<forward>);
   m.impl("attention_backward", AttentionBackward::kernel<backward>);
+  m.impl("attention_tangent", AttentionTangent::kernel<tangent>);
+  m.impl("attention_second_order", AttentionSecondOrder::kernel<second_order>);
 }

@@ -1,60 +1,16 @@
 #include "ops/checks.h"
 
-#include <c10/core/ScalarType.h>
 #include <c10/core/SymBool.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <string>
-#include <vector>
-
 #include "attention/problem.h"
+#include "ops/check_rules.h"
 
 namespace torch_ext::ops {
 namespace {
 
-using c10::SymInt;
-using Sizes = std::vector<SymInt>;
-
-// One argument of one operator, for the messages.
-struct Argument {
-  const char* op;
-  const char* name;
-  const Tensor& tensor;
-
-  SymInt size(int64_t dim) const { return tensor.sym_size(dim); }
-};
-
-std::string dtype_name(at::ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
+using namespace rules;
 
 bool is_16_bit(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
-
-// Strided, so that sizes and strides may be asked for.
-void expect_strided(const Argument& a) {
-  TORCH_CHECK(a.tensor.defined(), a.op, ": expected ", a.name, " to be a tensor, but got None");
-  TORCH_CHECK(!a.tensor.is_nested(), a.op, ": expected ", a.name,
-              " to be a strided tensor, but got a nested tensor");
-  TORCH_CHECK(a.tensor.layout() == at::kStrided, a.op, ": expected ", a.name,
-              " to be a strided tensor, but got layout ", a.tensor.layout());
-}
-
-void expect_dtype(const Argument& a, at::ScalarType expected, const char* why) {
-  TORCH_CHECK(a.tensor.scalar_type() == expected, a.op, ": expected ", a.name, " to have dtype ",
-              dtype_name(expected), why, ", but got ", dtype_name(a.tensor.scalar_type()));
-}
-
-void expect_same_device(const Argument& a, const Tensor& query) {
-  TORCH_CHECK(a.tensor.device() == query.device(), a.op, ": expected ", a.name, " to be on ",
-              query.device(), " like query, but got ", a.tensor.device());
-}
-
-void expect_size(const Argument& a, int64_t dim, const SymInt& expected, const char* what,
-                 const char* like) {
-  TORCH_SYM_CHECK(a.size(dim).sym_eq(expected), a.op, ": expected ", a.name, " to have ", what, " ",
-                  expected, " like ", like, ", but got ", a.name, " of shape ",
-                  a.tensor.sym_sizes());
-}
 
 void check_query(const Argument& query) {
   expect_strided(query);
@@ -105,107 +61,69 @@ void check_value(const Argument& value, const Tensor& query, const Tensor& key) 
   if (query.dim() > 2) expect_size(value, -3, key.sym_size(-3), "heads", "key");
 }
 
-// scores: (…, H, N, M)
-void expect_broadcastable(const Argument& a, const Sizes& scores) {
-  const int64_t dims = static_cast<int64_t>(scores.size());
-  bool is_broadcastable = a.tensor.dim() <= dims;
-  for (int64_t dim = 1; is_broadcastable && dim <= a.tensor.dim(); ++dim) {
-    const SymInt size = a.size(-dim);
-    if (TORCH_GUARD_OR_FALSE(size.sym_eq(1))) continue;
-    is_broadcastable = size.sym_eq(scores[dims - dim]).expect_true(__FILE__, __LINE__);
-  }
-  TORCH_CHECK(is_broadcastable, a.op, ": expected ", a.name, " to be broadcastable to ",
-              at::SymIntArrayRef(scores), ", but got ", a.name, " of shape ", a.tensor.sym_sizes());
+void check_inputs(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
+                  const Options& options) {
+  check_query({op, "query", query});
+  check_key({op, "key", key}, query);
+  check_value({op, "value", value}, query, key);
+  check_options(op, options, query, key);
 }
 
-void check_scale(const char* op, std::optional<double> scale, at::ScalarType type) {
-  if (!scale) return;
-  const bool is_double = type == at::kDouble;
-  const double largest =
-      is_double ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-  TORCH_CHECK(std::fabs(*scale) <= largest, op, ": expected scale to be finite in ",
-              dtype_name(accumulation_type(type)), ", but got ", *scale);
+Sizes output_sizes(const Saved& saved) {
+  Sizes sizes = saved.query.sym_sizes().vec();
+  sizes.back() = saved.value.sym_size(-1);
+  return sizes;
 }
 
-void check_options(const char* op, const Options& options, const Tensor& query, const Tensor& key) {
-  const at::ScalarType type = query.scalar_type();
-  Sizes scores = query.sym_sizes().vec();
-  scores.back() = key.sym_size(-2);
-  if (const Tensor mask = value_or_undefined(options.mask); mask.defined()) {
-    const Argument argument{op, "mask", mask};
-    expect_strided(argument);
-    expect_dtype(argument, at::kBool, " (true = attend; additive masks are called bias)");
-    expect_same_device(argument, query);
-    expect_broadcastable(argument, scores);
-  }
-  if (const Tensor bias = value_or_undefined(options.bias); bias.defined()) {
-    const Argument argument{op, "bias", bias};
-    expect_strided(argument);
-    if (!(is_16_bit(type) && bias.scalar_type() == at::kFloat)) {
-      expect_dtype(argument, type, is_16_bit(type) ? " like query, or float32" : " like query");
-    }
-    expect_same_device(argument, query);
-    expect_broadcastable(argument, scores);
-  }
-  check_scale(op, options.scale, type);
+// Output, or something like it: (…, H, N, E)
+void check_like_output(const char* op, const char* name, const Tensor& tensor, const Saved& saved) {
+  expect_like({op, name, tensor}, saved.query, saved.query.scalar_type(), output_sizes(saved));
 }
 
-// A tensor that the forward made, or the gradient of one.
-void check_result(const Argument& a, const Tensor& query, at::ScalarType type,
-                  const Sizes& expected) {
-  expect_strided(a);
-  expect_dtype(a, type, "");
-  expect_same_device(a, query);
-  bool is_equal = a.tensor.dim() == static_cast<int64_t>(expected.size());
-  for (int64_t dim = 0; is_equal && dim < a.tensor.dim(); ++dim) {
-    is_equal = a.size(dim).sym_eq(expected[dim]).expect_true(__FILE__, __LINE__);
-  }
-  TORCH_CHECK(is_equal, a.op, ": expected ", a.name, " to have shape ",
-              at::SymIntArrayRef(expected), ", but got ", a.name, " of shape ",
-              a.tensor.sym_sizes());
+// Logsumexp, or something like it: (…, H, N)
+void check_like_logsumexp(const char* op, const char* name, const Tensor& tensor,
+                          const Saved& saved) {
+  const Sizes sizes = output_sizes(saved);
+  expect_like({op, name, tensor}, saved.query, accumulation_type(saved.query.scalar_type()),
+              at::SymIntArrayRef(sizes).slice(0, sizes.size() - 1));
 }
 
-// Right-aligned broadcast of the batch dimensions; false where two of them differ and neither is 1.
-bool broadcast_into(Sizes& batch, at::SymIntArrayRef sizes) {
-  const size_t count = sizes.size() - 3;
-  if (batch.size() < count) batch.insert(batch.begin(), count - batch.size(), SymInt(1));
-  for (size_t i = 0; i < count; ++i) {
-    SymInt& size = batch[batch.size() - count + i];
-    if (TORCH_GUARD_OR_FALSE(sizes[i].sym_eq(1))) continue;
-    if (TORCH_GUARD_OR_FALSE(size.sym_eq(1))) {
-      size = sizes[i];
-    } else if (!size.sym_eq(sizes[i]).expect_true(__FILE__, __LINE__)) {
-      return false;
-    }
-  }
-  return true;
+void check_saved(const char* op, const Saved& saved, const Options& options) {
+  check_inputs(op, saved.query, saved.key, saved.value, options);
+  check_like_output(op, "output", saved.output, saved);
+  check_like_logsumexp(op, "logsumexp", saved.logsumexp, saved);
+  check_like_logsumexp(op, "logsumexp_residual", saved.logsumexp_residual, saved);
 }
 
-void broadcast_batch_of(const char* op, std::initializer_list<Tensor*> tensors) {
-  const char* const names[] = {"query", "key", "value"};
-  const char* const* name = names;
-  for (Tensor* tensor : tensors) expect_strided({op, *name++, *tensor});
-  if ((*tensors.begin())->dim() < 3) return;
+void check_gradients(const char* op, const OptionalTensor& grad_output,
+                     const OptionalTensor& grad_logsumexp, const Saved& saved) {
+  if (const Tensor grad = value_or_undefined(grad_output); grad.defined()) {
+    check_like_output(op, "grad_output", grad, saved);
+  }
+  if (const Tensor grad = value_or_undefined(grad_logsumexp); grad.defined()) {
+    check_like_logsumexp(op, "grad_logsumexp", grad, saved);
+  }
+}
 
-  Sizes batch;
-  name = names;
-  for (Tensor* tensor : tensors) {
-    if (tensor->dim() == 2) *tensor = tensor->unsqueeze(0);
-    if (tensor->dim() < 2) return;
-    TORCH_CHECK(broadcast_into(batch, tensor->sym_sizes()), op, ": expected ", *name,
-                " to have batch dimensions that broadcast with ", at::SymIntArrayRef(batch),
-                ", but got ", *name, " of shape ", tensor->sym_sizes());
-    ++name;
-  }
-  for (Tensor* tensor : tensors) {
-    const at::SymIntArrayRef sizes = tensor->sym_sizes();
-    Sizes expanded = batch;
-    expanded.insert(expanded.end(), sizes.end() - 3, sizes.end());
-    const bool is_same = std::equal(
-        sizes.begin(), sizes.end(), expanded.begin(), expanded.end(),
-        [](const SymInt& a, const SymInt& b) { return TORCH_GUARD_OR_FALSE(a.sym_eq(b)); });
-    if (!is_same) *tensor = tensor->expand_symint(expanded);
-  }
+void check_tangent(const char* op, std::string_view primal_name, const OptionalTensor& optional,
+                   const Tensor& primal, const Tensor& query) {
+  const Tensor tangent = value_or_undefined(optional);
+  if (!tangent.defined()) return;
+  const std::string name = std::string(primal_name) + "_tangent";
+  TORCH_CHECK(primal.defined(), op, ": expected ", name, " to be None, since ", primal_name,
+              " is None, but got a tensor");
+  expect_like({op, name, tangent}, query, primal.scalar_type(), primal.sym_sizes());
+}
+
+void check_tangents(const char* op, const Tangents& tangents, const Saved& saved,
+                    const ScoreOptions& options) {
+  const Tensor& query = saved.query;
+  check_tangent(op, "query", tangents.query, query, query);
+  check_tangent(op, "key", tangents.key, saved.key, query);
+  check_tangent(op, "value", tangents.value, saved.value, query);
+  check_tangent(op, "bias", tangents.bias, value_or_undefined(options.bias), query);
+  check_tangent(op, "slopes", tangents.slopes, value_or_undefined(options.slopes), query);
+  check_tangent(op, "sink", tangents.sink, value_or_undefined(options.sink), query);
 }
 
 }  // namespace
@@ -214,58 +132,60 @@ at::ScalarType accumulation_type(at::ScalarType type) {
   return is_16_bit(type) ? at::kFloat : type;
 }
 
+bool goes_with_query(at::ScalarType type, at::ScalarType query_type) {
+  return type == query_type || type == accumulation_type(query_type);
+}
+
 void check(const AttentionArguments& a) {
-  const char* op = Attention::kName;  // the name that most callers use
-  check_query({op, "query", a.query});
-  check_key({op, "key", a.key}, a.query);
-  check_value({op, "value", a.value}, a.query, a.key);
-  check_options(op, a.options, a.query, a.key);
+  // The name that most callers use.
+  check_inputs(Attention::kName, a.query, a.key, a.value, a.options);
 }
 
 void check(const BackwardArguments& a) {
   const char* op = AttentionBackward::kName;
-  check_query({op, "query", a.query});
-  check_key({op, "key", a.key}, a.query);
-  check_value({op, "value", a.value}, a.query, a.key);
-  check_options(op, a.options, a.query, a.key);
+  check_saved(op, a.saved, a.options);
+  check_gradients(op, a.grad_output, a.grad_logsumexp, a.saved);
+}
 
-  const at::ScalarType type = a.query.scalar_type(), row_type = accumulation_type(type);
-  Sizes output = a.query.sym_sizes().vec();
-  output.back() = a.value.sym_size(-1);
-  const Sizes rows(output.begin(), output.end() - 1);
-  check_result({op, "output", a.output}, a.query, type, output);
-  check_result({op, "logsumexp", a.logsumexp}, a.query, row_type, rows);
-  check_result({op, "logsumexp_residual", a.logsumexp_residual}, a.query, row_type, rows);
-  if (const Tensor grad = value_or_undefined(a.grad_output); grad.defined()) {
-    check_result({op, "grad_output", grad}, a.query, type, output);
-  }
-  if (const Tensor grad = value_or_undefined(a.grad_logsumexp); grad.defined()) {
-    check_result({op, "grad_logsumexp", grad}, a.query, row_type, rows);
-  }
+void check(const TangentArguments& a) {
+  const char* op = AttentionTangent::kName;
+  check_saved(op, a.saved, a.options);
+  check_tangents(op, a.tangents, a.saved, a.options);
+}
+
+void check(const SecondOrderArguments& a) {
+  const char* op = AttentionSecondOrder::kName;
+  check_saved(op, a.saved, a.options);
+  check_gradients(op, a.grad_output, a.grad_logsumexp, a.saved);
+  check_tangents(op, a.tangents, a.saved, a.options);
 }
 
 void check(const WeightsArguments& a) {
   const char* op = AttentionWeights::kName;
   check_query({op, "query", a.query});
   check_key({op, "key", a.key}, a.query);
-  check_options(op, a.options, a.query, a.key);
+  check_scores(op, a.options, a.query, a.key);
   if (const Tensor rows = value_or_undefined(a.rows); rows.defined()) {
-    expect_strided({op, "rows", rows});
-    expect_dtype({op, "rows", rows}, at::kLong, "");
-    expect_same_device({op, "rows", rows}, a.query);
+    const Argument argument{op, "rows", rows};
+    expect_strided(argument);
+    expect_dtype(argument, at::kLong);
+    expect_same_device(argument, a.query);
     TORCH_CHECK(rows.dim() == 1, op, ": expected rows to have 1 dimension, but got rows of shape ",
                 rows.sym_sizes());
   }
 }
 
-AttentionArguments broadcast_batch(AttentionArguments arguments) {
-  broadcast_batch_of(Attention::kName, {&arguments.query, &arguments.key, &arguments.value});
-  return arguments;
-}
-
-WeightsArguments broadcast_batch(WeightsArguments arguments) {
-  broadcast_batch_of(AttentionWeights::kName, {&arguments.query, &arguments.key});
-  return arguments;
+void check(const DropoutMaskArguments& a) {
+  const char* op = DropoutMask::kName;
+  expect_strided({op, "seed", a.seed});
+  expect_dtype({op, "seed", a.seed}, at::kLong);
+  const auto expect_count = [&](const char* name, const SymInt& count) {
+    TORCH_SYM_CHECK(count.sym_ge(0), op, ": expected ", name, " to be at least 0, but got ", count);
+  };
+  expect_count("heads", a.heads);
+  expect_count("queries", a.queries);
+  expect_count("keys", a.keys);
+  check_dropout_p(op, a.dropout_p);
 }
 
 }  // namespace torch_ext::ops

@@ -1,4 +1,4 @@
-// Every rule about the shape, type, layout and device of arguments, for all dispatch keys.
+// Every rule about the value, shape, type, layout and device of arguments, for all dispatch keys.
 //
 // Sizes are symbolic, so that tracing with dynamic shapes records these rules as assumptions and
 // keeps the sizes dynamic. A violation raises an error that names the argument, what was expected
@@ -11,15 +11,15 @@ namespace torch_ext::ops {
 
 void check(const AttentionArguments& arguments);
 void check(const BackwardArguments& arguments);
+void check(const TangentArguments& arguments);
+void check(const SecondOrderArguments& arguments);
 void check(const WeightsArguments& arguments);
-
-// The batch dimensions (all but heads, rows and columns) of the tensors broadcast against each
-// other, as views; a 2-D key or value of a query with heads becomes one head for all of them. What
-// is left to refuse is left to `check`.
-AttentionArguments broadcast_batch(AttentionArguments arguments);
-WeightsArguments broadcast_batch(WeightsArguments arguments);
+void check(const DropoutMaskArguments& arguments);
 
 // The type in which scores are summed, and that of logsumexp: float32 for the 16-bit types.
 at::ScalarType accumulation_type(at::ScalarType type);
+
+// Whether bias, slopes and sink may have this type beside such a query.
+bool goes_with_query(at::ScalarType type, at::ScalarType query_type);
 
 }  // namespace torch_ext::ops

@@ -37,43 +37,80 @@ Tensor empty_like_in_order(const Tensor& like, at::SymIntArrayRef sizes) {
   return at::empty_permuted_symint(sizes, dimension_order(like), like.options());
 }
 
-ForwardResult forward(const AttentionArguments& arguments) {
+// (…, H, N, E)
+Tensor empty_output(const Tensor& query, const Tensor& value) {
+  std::vector<c10::SymInt> sizes = query.sym_sizes().vec();
+  sizes.back() = value.sym_size(-1);
+  return empty_like_in_order(query, sizes);
+}
+
+// (…, H, N)
+Tensor empty_logsumexp(const Tensor& query) {
+  const at::SymIntArrayRef sizes = query.sym_sizes();
+  return at::empty_symint(sizes.slice(0, sizes.size() - 1),
+                          query.options().dtype(accumulation_type(query.scalar_type())));
+}
+
+// wanted: the first six elements of an output_mask.
+BackwardResult empty_gradients(const Saved& saved, const ScoreOptions& options,
+                               const bool* wanted) {
+  const auto in_order = [&](int index, const Tensor& of) {
+    return wanted[index] ? empty_like_in_order(of, of.sym_sizes()) : Tensor();
+  };
+  const auto contiguous = [&](int index, const OptionalTensor& optional) {
+    const Tensor of = value_or_undefined(optional);
+    return wanted[index] && of.defined() ? at::empty_symint(of.sym_sizes(), of.options())
+                                         : Tensor();
+  };
+  return {in_order(0, saved.query),    in_order(1, saved.key),        in_order(2, saved.value),
+          contiguous(3, options.bias), contiguous(4, options.slopes), contiguous(5, options.sink)};
+}
+
+template <class Result, class Arguments>
+Result checked_empty_results(const Arguments& arguments) {
   check(arguments);
   return empty_results(arguments);
 }
 
-BackwardResult backward(const BackwardArguments& arguments) {
-  check(arguments);
-  return empty_results(arguments);
+template <class Operator, class Arguments, class Result, class Fields>
+void register_kernel(torch::Library& m, TypedOperator<Operator, Arguments, Result, Fields>) {
+  m.impl(Operator::kName, Operator::template kernel<checked_empty_results<Result, Arguments>>);
 }
 
 }  // namespace
 
 ForwardResult empty_results(const AttentionArguments& a) {
-  std::vector<c10::SymInt> sizes = a.query.sym_sizes().vec();
-  sizes.back() = a.value.sym_size(-1);
-  const at::SymIntArrayRef rows = at::SymIntArrayRef(sizes).slice(0, sizes.size() - 1);
-  const at::TensorOptions row_options =
-      a.query.options().dtype(accumulation_type(a.query.scalar_type()));
-  return {empty_like_in_order(a.query, sizes), at::empty_symint(rows, row_options),
-          at::empty_symint(rows, row_options)};
+  return {empty_output(a.query, a.value), empty_logsumexp(a.query), empty_logsumexp(a.query)};
 }
 
 BackwardResult empty_results(const BackwardArguments& a) {
-  const auto gradient = [](bool is_wanted, const Tensor& of) {
-    return is_wanted ? empty_like_in_order(of, of.sym_sizes()) : Tensor();
-  };
-  const Tensor bias = value_or_undefined(a.options.bias);
-  return {gradient(a.output_mask[0], a.query), gradient(a.output_mask[1], a.key),
-          gradient(a.output_mask[2], a.value),
-          a.output_mask[3] && bias.defined() ? at::empty_symint(bias.sym_sizes(), bias.options())
-                                             : Tensor()};
+  return empty_gradients(a.saved, a.options, a.output_mask.data());
+}
+
+TangentResult empty_results(const TangentArguments& a) {
+  return {empty_output(a.saved.query, a.saved.value), empty_logsumexp(a.saved.query)};
+}
+
+SecondOrderResult empty_results(const SecondOrderArguments& a) {
+  return std::tuple_cat(
+      empty_gradients(a.saved, a.options, a.output_mask.data()),
+      TangentResult{a.output_mask[6] ? empty_output(a.saved.query, a.saved.value) : Tensor(),
+                    a.output_mask[7] ? empty_logsumexp(a.saved.query) : Tensor()});
+}
+
+Tensor empty_results(const DropoutMaskArguments& a) {
+  std::vector<c10::SymInt> sizes = a.seed.sym_sizes().vec();
+  sizes.insert(sizes.end(), {a.heads, a.queries, a.keys});
+  return at::empty_symint(sizes, a.seed.options().dtype(at::kBool));
 }
 
 }  // namespace torch_ext::ops
 
 TORCH_LIBRARY_IMPL(torch_ext, Meta, m) {
   using namespace torch_ext::ops;
-  m.impl("attention_forward", AttentionForward::kernel<forward>);
-  m.impl("attention_backward", AttentionBackward::kernel<backward>);
+  register_kernel(m, AttentionForward{});
+  register_kernel(m, AttentionBackward{});
+  register_kernel(m, AttentionTangent{});
+  register_kernel(m, AttentionSecondOrder{});
+  register_kernel(m, DropoutMask{});
 }
