@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cpu/kernels/scores.h"
-#include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

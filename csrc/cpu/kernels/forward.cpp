@@ -8,8 +8,6 @@
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/scores.h"
-#include "cpu/kernels/tiles.h"
-#include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -33,7 +31,7 @@ struct ForwardScratch {
 
   ForwardScratch(const Problem& p, void* memory) {
     Scratch scratch(memory);
-    width = round_up(smaller(p.query_length, kTileQueries), Vec<T>::kSize);
+    width = tile_width<T>(p);
     columns = round_up(p.value_head_size, Vec<T>::kSize);
     const int64_t keys = smaller(p.key_length, kTileKeys);
     q = scratch.take<T>(p.head_size * width);
@@ -136,7 +134,6 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
   const ScoreRule<T> rule(p);
   const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
   const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
-  t.width = x.width;
 
   pack_transposed<T>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
                      x.width);
@@ -178,16 +175,9 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
 
 template <class T>
 void run_forward(const ForwardProblem& p) {
-  const int64_t tiles = divide_up(p.query_length, kTileQueries);
   const ForwardScratch<T> size(p, nullptr);
-  parallel_tasks(p.query_heads() * tiles, size.bytes, [&](int64_t task, void* scratch) {
-    TileRange t{};
-    t.head = task / tiles;
-    // Under a causal limit the last tiles take longest.
-    t.query = (tiles - 1 - task % tiles) * kTileQueries;
-    t.queries = smaller(kTileQueries, p.query_length - t.query);
-    forward_task<T>(p, t, scratch);
-  });
+  for_each_query_tile<T>(
+      p, size.bytes, [&](const TileRange& t, void* scratch) { forward_task<T>(p, t, scratch); });
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ struct GradientScratch {
 
   TORCH_EXT_INLINE GradientScratch(const P& problem, const BackwardPlan<T>& plan, void* memory) {
     Scratch scratch(memory);
-    width = round_up(smaller(problem.query_length, kTileQueries), Vec<T>::kSize);
+    width = tile_width<T>(problem);
     const int64_t tile = smaller(problem.key_length, kTileKeys) * width;
     const int64_t chunk = smaller(problem.key_length, plan.keys.size);
     q = scratch.take<T>(width * plan.head_columns);

@@ -3,14 +3,12 @@
 #pragma once
 
 #include "cpu/kernels/row_statistics.h"
-#include "cpu/kernels/tiles.h"
 #include "cpu/kernels/weights.h"
-#include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// x[head] += sums (parts, heads), part by part.
+// x[head] += sums[0] + sums[step] + …, `parts` of them.
 template <class T>
 void add_head_sums(const Problem& p, const double* sums, int64_t step, int64_t parts, int64_t head,
                    const Operand& x) {
@@ -66,15 +64,12 @@ class SlopeSums {
 // so da = -sum_i exp(a - lse_i) (a' delta_i + eps_i).
 template <class T, class P>
 void sink_gradient(const P& p, RowStatistics<T> rows) {
-  const int64_t tiles = divide_up(p.query_length, kTileQueries);
-  const int64_t width = round_up(smaller(p.query_length, kTileQueries), Vec<T>::kSize);
+  const int64_t tiles = divide_up(p.query_length, kTileQueries), width = tile_width<T>(p);
   const Buffer buffer(p.query_heads() * tiles * static_cast<int64_t>(sizeof(double)));
   double* sums = static_cast<double*>(buffer.data());
   const int64_t elements = width * (3 + 2 * p.value_head_size);
   const int64_t bytes = elements * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(p.query_heads() * tiles, bytes, [&](int64_t task, void* scratch) {
-    TileRange t{task / tiles, task % tiles * kTileQueries, 0, width, 0, 0};
-    t.queries = smaller(kTileQueries, p.query_length - t.query);
+  for_each_query_tile<T>(p, bytes, [&](const TileRange& t, void* scratch) {
     T* const lse = static_cast<T*>(scratch);
     T* const residual = lse + width;
     T* const delta = residual + width;
@@ -96,7 +91,7 @@ void sink_gradient(const P& p, RowStatistics<T> rows) {
       const T weight = sink_weight(sink, lse[i], residual[i]);
       if (weight != 0) sum -= static_cast<double>(weight) * delta[i];
     }
-    sums[task] = sum;
+    sums[t.head * tiles + t.query / kTileQueries] = sum;
   });
   for (int64_t head = 0; head < p.query_heads(); ++head)
     add_head_sums<T>(p, sums + head * tiles, 1, tiles, head, p.grad_sink);

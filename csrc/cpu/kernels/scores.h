@@ -6,20 +6,12 @@
 // horizontal operations.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Queries [query, query + queries) against keys [key, key + keys) of one head. `width` is `queries`
-// rounded up to whole vectors, and the stride of the tile.
-struct TileRange {
-  int64_t head;  // query head
-  int64_t query, queries, width;
-  int64_t key, keys;
-};
-
-// The keys that the window shows to some query of [query, query + queries).
+// The keys that the window shows to some query of [query, query + queries); {0, 0} if none.
 struct KeyRange {
   int64_t begin, end;
 };
@@ -27,7 +19,7 @@ struct KeyRange {
 TORCH_EXT_INLINE KeyRange visible_keys(const Problem& p, int64_t query, int64_t queries) {
   const int64_t begin = larger(0, query + p.offset - p.left);
   const int64_t end = smaller(p.key_length, query + queries + p.offset + p.right);
-  return {begin, larger(begin, end)};
+  return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
 }
 
 // Whether the window shows every key of the tile to every query.

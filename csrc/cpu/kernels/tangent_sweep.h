@@ -13,9 +13,7 @@
 
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/row_statistics.h"
-#include "cpu/kernels/tiles.h"
 #include "cpu/kernels/weights.h"
-#include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -41,7 +39,7 @@ struct TangentScratch {
 
   TORCH_EXT_INLINE TangentScratch(const P& problem, void* memory) {
     Scratch scratch(memory);
-    width = round_up(smaller(problem.query_length, kTileQueries), Vec<T>::kSize);
+    width = tile_width<T>(problem);
     columns = round_up(problem.value_head_size, Vec<T>::kSize);
     const int64_t keys = smaller(problem.key_length, kTileKeys), tile = keys * width;
     const int64_t head_columns = round_up(problem.head_size, Vec<T>::kSize);
@@ -84,7 +82,6 @@ class TangentTask {
   }
 
   void run(TileRange t) {
-    t.width = x_.width;
     const Direction& direction = p_.direction;
     pack_transposed<T>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
                        p_.head_size, x_.q, t.width);
@@ -269,14 +266,8 @@ class TangentTask {
 // Sweeps over all heads. `rows` receives the row statistics of the second order.
 template <class T, class P>
 void tangent_sweep(const P& p, RowStatistics<T> rows) {
-  const int64_t tiles = divide_up(p.query_length, kTileQueries);
   const TangentScratch<T, P> size(p, nullptr);
-  parallel_tasks(p.query_heads() * tiles, size.bytes, [&](int64_t task, void* scratch) {
-    TileRange t{};
-    t.head = task / tiles;
-    // Under a causal limit the last tiles take longest.
-    t.query = (tiles - 1 - task % tiles) * kTileQueries;
-    t.queries = smaller(kTileQueries, p.query_length - t.query);
+  for_each_query_tile<T>(p, size.bytes, [&](const TileRange& t, void* scratch) {
     TangentTask<T, P>(p, rows, scratch).run(t);
   });
 }
