@@ -25,10 +25,11 @@ TIDY_FILES = $(shell find csrc -name '*.cpp')
 PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context test bench build lint format tidy wheel clean another-python
+.PHONY: help train context derivatives test bench bench-derivatives build lint format tidy wheel \
+	clean another-python
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Variables, as in: make train OUT=runs/short ARGS="--steps 100"'
 	@echo '  ARGS    options of the program that the target runs; ARGS=--help lists them'
@@ -77,8 +78,14 @@ train: build ## train the language model, then run it in C++ without Python
 context: build ## train the example in which context decides meaning
 	$(PROGRAM) examples/context/train.py $(ARGS)
 
+derivatives: build ## train with a gradient penalty, against PyTorch's math path
+	$(PROGRAM) examples/second_derivatives/train.py $(ARGS)
+
 bench: build ## compare with scaled_dot_product_attention
 	$(PROGRAM) benchmarks/compare.py $(ARGS)
+
+bench-derivatives: build ## second and forward derivatives, against PyTorch's math path
+	$(PROGRAM) benchmarks/derivatives.py $(ARGS)
 
 test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)

@@ -13,15 +13,13 @@ mathematics where it cannot (a bias that needs a gradient, E != D).
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import fastest, report
 from tqdm import tqdm
 
 import torch_ext
@@ -86,22 +84,6 @@ CASES = [
 ]
 
 
-def fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Minimum time of each call in seconds, the calls taking turns for about `seconds` in all."""
-    best = [float("inf")] * len(calls)
-    for call in calls:
-        call()
-    end = time.perf_counter() + seconds
-    repeats = 0
-    while repeats < 3 or time.perf_counter() < end:
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[i] = min(best[i], time.perf_counter() - start)
-        repeats += 1
-    return best
-
-
 def measure(case: Case, seconds: float) -> dict[str, object]:
     """Times of both in milliseconds, forward without gradients and backward alone, and ratios."""
     (query, key, value), bias, grad_output = case.tensors()
@@ -141,17 +123,6 @@ def measure(case: Case, seconds: float) -> dict[str, object]:
     }
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return "unknown processor"
-
-
 def main() -> None:
     """Runs the cases and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,19 +145,7 @@ def main() -> None:
     if not cases:
         sys.exit(f"--only: expected part of a case name or dtype, but got '{options.only}'")
     rows = [measure(case, options.seconds) for case in tqdm(cases, desc="measuring", unit="case")]
-    print(
-        f"\n{processor()}, {options.threads} threads, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()})\n"
-    )
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    report(rows, options.csv)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What the operators are tried on: shapes, layouts, masks, biases, dtypes, scales, and mixtures."""
+"""What the operators are tried on: shapes, layouts, masks, options, dtypes, and mixtures."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from reference import Results
+from calls import Arguments
 from torch import Tensor
 
 DTYPES = {
@@ -20,7 +20,7 @@ DTYPES = {
 # (N, M): one, odd, and around the sizes of vectors and tiles; tall, wide, and both.
 LENGTHS = [
     (1, 1), (3, 3), (17, 17), (40, 40), (63, 65), (64, 64), (65, 63), (80, 80), (129, 127),
-    (113, 203), (203, 113), (799, 3), (1, 239), (515, 130),
+    (113, 203), (203, 113), (799, 3), (1, 239), (323, 130),
 ]  # fmt: skip
 
 # (D, E)
@@ -74,78 +74,115 @@ MASKINGS: dict[str, tuple[str | None, str | None, bool]] = {
 
 SCALES = {"default": None, "zero": 0.0, "negative": -0.3, "small": 1e-3, "large": 2.5}
 
+# (window_left, window_right, bottom_right). Tiles have 64 queries and 96 keys.
+WINDOWS: dict[str, tuple[int | None, int | None, bool]] = {
+    "no_window": (None, None, False),
+    "bottom_right": (None, None, True),
+    "narrow": (20, 10, False),
+    "narrow_bottom_right": (30, 5, True),
+    "diagonal": (0, 0, False),
+    "left": (40, None, False),
+    "causal_bottom_right": (None, 0, True),
+    "wide": (150, 100, False),
+}
 
-@dataclass
-class Arguments:
-    """Arguments of one call."""
+SOFTCAPS = {"no_softcap": None, "soft": 30.0, "hard": 0.7}
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None = None
-    bias: Tensor | None = None
-    is_causal: bool = False
+# What a number per head may be broadcast over.
+PER_HEAD = ["absent", "cell", "head", "sample", "full"]
+
+DROPOUTS = {"no_dropout": 0.0, "dropout": 0.2, "most_dropped": 0.9}
+
+# All at once, as fields of a Case.
+ALL_OPTIONS: dict[str, Any] = {
+    "leading": "grouped",
+    "masking": "bias_mask",
+    "window": "narrow_bottom_right",
+    "softcap": 1.5,
+    "slopes": "head",
+    "sink": "full",
+    "dropout_p": 0.2,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mixture of everything above."""
+
+    lengths: tuple[int, int] = (5, 7)
+    head_sizes: tuple[int, int] = (8, 8)
+    leading: str = "batched"
+    layout: str = "contiguous"
+    masking: str = "none"
+    dtype: torch.dtype = torch.float32
     scale: float | None = None
+    window: str = "no_window"
+    softcap: float | None = None
+    slopes: str = "absent"
+    sink: str = "absent"
+    dropout_p: float = 0.0
+    is_wide: bool = False  # bias, slopes and sink of a 16-bit query are float32
 
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.query, self.key, self.value
+    def __str__(self) -> str:
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default and field.name not in ("lengths", "head_sizes", "dtype"):
+                continue
+            if isinstance(value, tuple):
+                parts.append("x".join(map(str, value)))
+            elif isinstance(value, str):
+                parts.append(f"{field.name}_{value}" if value in PER_HEAD else value)
+            elif isinstance(value, torch.dtype):
+                parts.append(str(value).removeprefix("torch."))
+            else:
+                parts.append(f"{field.name}_{value}".removesuffix("_True"))
+        return "-".join(parts)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        return {
-            "mask": self.mask,
-            "bias": self.bias,
-            "is_causal": self.is_causal,
-            "scale": self.scale,
-        }
+    def arguments(self, device: torch.device | str = "cpu") -> Arguments:
+        """Random arguments."""
+        (n, m), (d, e) = self.lengths, self.head_sizes
+        lead, kv_lead = LEADING[self.leading]
+        dtype = torch.float32 if self.is_wide and self.dtype.itemsize == 2 else self.dtype
+        mask_shape, bias_shape, is_causal = MASKINGS[self.masking]
+        q, k, v = (
+            arrange(torch.randn(s, dtype=torch.float64).to(device, self.dtype), self.layout)
+            for s in [(*lead, n, d), (*kv_lead, m, d), (*kv_lead, m, e)]
+        )
+        args = Arguments(q, k, v, is_causal=is_causal, scale=self.scale, softcap=self.softcap)
+        args.window_left, args.window_right, args.bottom_right = WINDOWS[self.window]
+        if mask_shape is not None:
+            args.mask = torch.rand(_broadcast_shape(mask_shape, lead, n, m), device=device) < 0.7
+            if args.mask.dim() >= 2 and n > 2 and args.mask.shape[-2] == n:
+                args.mask[..., n // 2, :] = False  # a row that sees nothing
+        if bias_shape is not None:
+            bias = torch.randn(_broadcast_shape(bias_shape, lead, n, m), device=device).to(dtype)
+            hidden = torch.rand(bias.shape, device=device) < 0.1
+            args.bias = bias.masked_fill(hidden, -torch.inf)
+        if self.slopes != "absent":  # of either sign
+            shape = _per_head_shape(self.slopes, lead)
+            args.slopes = torch.randn(shape, device=device).mul(0.1).to(dtype)
+        if self.sink != "absent":
+            args.sink = torch.randn(_per_head_shape(self.sink, lead), device=device).to(dtype)
+        if self.dropout_p > 0:
+            args.dropout_p = self.dropout_p
+            args.seed = torch.randint(-(2**63), 2**63 - 1, lead[:-1], device=device)
+        return args
 
-    @property
-    def leaves(self) -> list[Tensor]:
-        """What can be differentiated: query, key, value and, where there is one, the bias."""
-        return [*self.tensors, *([] if self.bias is None else [self.bias])]
 
-    def requires_grad(self) -> Arguments:
-        """The same tensors, in the same memory, as leaves of a new graph."""
-        leaves = [x.detach().requires_grad_() for x in self.leaves]
-        names = ["query", "key", "value", "bias"][: len(leaves)]
-        return replace(self, **dict(zip(names, leaves, strict=True)))
-
-    def __call__(self, op: Any = None) -> Any:
-        """Calls an operator, `torch_ext::attention_forward` unless told otherwise."""
-        return (op or torch.ops.torch_ext.attention_forward)(*self.tensors, **self.options)
+def arguments(*choices: Any, device: torch.device | str = "cpu", **more: Any) -> Arguments:
+    """Random arguments, described as the fields of a Case."""
+    return Case(*choices, **more).arguments(device)
 
 
-def arguments(
-    lengths: tuple[int, int] = (5, 7),
-    head_sizes: tuple[int, int] = (8, 8),
-    leading: str = "batched",
-    layout: str = "contiguous",
-    masking: str = "none",
-    dtype: torch.dtype = torch.float32,
-    scale: float | None = None,
-    *,
-    wide_bias: bool = False,
-    device: torch.device | str = "cpu",
-) -> Arguments:
-    """Random arguments. With `wide_bias` a 16-bit query gets a float32 bias."""
-    (n, m), (d, e) = lengths, head_sizes
-    lead, kv_lead = LEADING[leading]
-    mask_shape, bias_shape, is_causal = MASKINGS[masking]
-    shapes = [(*lead, n, d), (*kv_lead, m, d), (*kv_lead, m, e)]
-    q, k, v = (
-        arrange(torch.randn(s, dtype=torch.float64).to(device, dtype), layout) for s in shapes
-    )
-    mask = bias = None
-    if mask_shape is not None:
-        mask = torch.rand(_broadcast_shape(mask_shape, lead, n, m), device=device) < 0.7
-        if mask.dim() >= 2 and n > 2 and mask.shape[-2] == n:
-            mask[..., n // 2, :] = False  # a row that sees nothing
-    if bias_shape is not None:
-        wide = torch.float32 if wide_bias and dtype.itemsize == 2 else dtype
-        bias = torch.randn(_broadcast_shape(bias_shape, lead, n, m), device=device).to(wide)
-        bias = bias.masked_fill(torch.rand(bias.shape, device=device) < 0.1, -torch.inf)
-    return Arguments(q, k, v, mask, bias, is_causal, scale)
+def _per_head_shape(name: str, lead: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape that broadcasts to `lead`, whose last dimension counts heads."""
+    return {
+        "cell": (),
+        "head": lead[-1:],
+        "sample": (*lead[:-1], 1) if lead else (1,),
+        "full": lead,
+    }[name]
 
 
 def _broadcast_shape(name: str, lead: tuple[int, ...], n: int, m: int) -> tuple[int, ...]:
@@ -190,39 +227,6 @@ def _gaps(*shape: int, like: Tensor) -> Tensor:
     return torch.full(shape, torch.nan, dtype=like.dtype, device=like.device)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One mixture of everything above."""
-
-    lengths: tuple[int, int]
-    head_sizes: tuple[int, int]
-    leading: str
-    layout: str
-    masking: str
-    dtype: str
-    scale: str
-    wide_bias: bool
-
-    def __str__(self) -> str:
-        (n, m), (d, e) = self.lengths, self.head_sizes
-        wide = "-wide_bias" if self.wide_bias else ""
-        kinds = f"{self.leading}-{self.layout}-{self.masking}-{self.dtype}"
-        return f"{n}x{m}-{d}x{e}-{kinds}-scale_{self.scale}{wide}"
-
-    def arguments(self, device: torch.device | str = "cpu") -> Arguments:
-        return arguments(
-            self.lengths,
-            self.head_sizes,
-            self.leading,
-            self.layout,
-            self.masking,
-            DTYPES[self.dtype],
-            SCALES[self.scale],
-            wide_bias=self.wide_bias,
-            device=device,
-        )
-
-
 def pairwise(axes: list[list[Any]]) -> list[tuple[Any, ...]]:
     """Rows with one value of each axis; any two values of two axes meet in some row. Greedy."""
 
@@ -260,6 +264,7 @@ def pairwise(axes: list[list[Any]]) -> list[tuple[Any, ...]]:
     return rows
 
 
+# The order of the fields of Case.
 CASES = [
     Case(*row)
     for row in pairwise(
@@ -269,31 +274,14 @@ CASES = [
             list(LEADING),
             LAYOUTS,
             list(MASKINGS),
-            list(DTYPES),
-            list(SCALES),
+            list(DTYPES.values()),
+            list(SCALES.values()),
+            list(WINDOWS),
+            list(SOFTCAPS.values()),
+            PER_HEAD,
+            PER_HEAD,
+            list(DROPOUTS.values()),
             [False, True],
         ]
     )
 ]
-
-
-def cotangents(results: Results | tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Random gradients of output and logsumexp."""
-    output, lse = (
-        (results.output, results.logsumexp) if isinstance(results, Results) else results[:2]
-    )
-    return torch.randn_like(output), torch.randn_like(lse)
-
-
-def operator_results(
-    args: Arguments, grad_output: Tensor | None, grad_logsumexp: Tensor | None
-) -> Results:
-    """Runs the operator forward and backward through autograd."""
-    args = args.requires_grad()
-    output, lse, _ = args()
-    cotangents = [
-        (y, g) for y, g in [(output, grad_output), (lse, grad_logsumexp)] if g is not None
-    ]
-    ys, gs = zip(*cotangents, strict=True)
-    grads = torch.autograd.grad(ys, args.leaves, gs, materialize_grads=True)
-    return Results(output.detach(), lse.detach(), *grads)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
-from reference import TENSORS, Results
+from calls import TANGENTS, TENSORS, Arguments, Results, operator_results
+from plain import yardsticks
+from reference import exact
 from torch import Tensor
 
 FACTOR = 2
@@ -15,8 +18,8 @@ ULPS = 4
 def ulp(value: float, dtype: torch.dtype) -> float:
     """Distance between neighbouring numbers of `dtype` at `value`."""
     info = torch.finfo(dtype)
-    exponent = math.floor(math.log2(max(abs(value), info.tiny)))
-    return info.eps * 2.0**exponent
+    _, exponent = math.frexp(max(abs(value), info.tiny))  # value = fraction · 2^exponent
+    return info.eps * 2.0 ** (exponent - 1)
 
 
 def largest_finite(x: Tensor) -> float:
@@ -78,18 +81,43 @@ def assert_accurate(
         )
 
 
-def assert_results_accurate(got: Results, expected: Results, plain: list[Results]) -> None:
+def assert_results_accurate(
+    got: Results, expected: Results, plain: list[Results], names: Iterable[str] = TENSORS
+) -> None:
     """Checks every tensor that the oracle has.
 
-    The terms of a gradient depend on the output, so that their ulp is one of its dtype.
+    The terms of a derivative depend on the output, so that their ulp is one of its dtype; those of
+    logsumexp's do not.
     """
-    for name in TENSORS:
-        wanted = getattr(expected, name)
-        if wanted is None:
+    for name, wanted in expected.tensors.items():
+        if name not in names:
             continue
-        term = ulp(expected.terms.get(name, 0.0), got.output.dtype)
+        dtype = (got.logsumexp if name.startswith("logsumexp") else got.output).dtype
+        term = ulp(expected.terms.get(name, 0.0), dtype)
         others = [getattr(x, name) for x in plain]
         assert_accurate(name, getattr(got, name), wanted, others, term=term)
+
+
+def check(
+    args: Arguments,
+    grad_output: Tensor | None = None,
+    grad_logsumexp: Tensor | None = None,
+    direction: dict[str, Tensor] | None = None,
+) -> Results:
+    """Runs every operator there is something for; returns what they gave, if it is accurate."""
+    given = {
+        "grad_output": grad_output,
+        "grad_logsumexp": grad_logsumexp,
+        "direction": direction,
+    }
+    got = operator_results(args, **given)
+    expected = exact(*args.tensors, **args.options, **given)
+    plain = yardsticks(*args.tensors, **args.options, **given)
+    assert_results_accurate(got, expected, plain)
+    if got.second_query is not None:  # the tangents came from attention_second_order
+        alone = operator_results(args, direction=direction)
+        assert_results_accurate(alone, expected, plain, TANGENTS)
+    return got
 
 
 def assert_bitwise_equal(name: str, got: Tensor, expected: Tensor) -> None:

@@ -3,38 +3,55 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from calls import Arguments
 from cases import arguments
+from differentiation import EVERYTHING, directions, functions, scalar
 from torch import Tensor
-from tracing import MASKINGS, Model, quiet
+from torch._dynamo import compiled_autograd
+from torch.func import grad, hessian, jvp, vmap
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from tracing import Model, quiet
 
 ops = torch.ops.torch_ext
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
-def step(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+
+@pytest.fixture(params=["aot_eager", "inductor"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def step(x: Tensor, weight: Tensor, bias: Tensor, sink: Tensor, seed: Tensor) -> Tensor:
     """Projections and attention, as a model would have them."""
     q, k, v = (x @ weight).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
-    return ops.attention(q, k, v, bias=bias, is_causal=True, scale=0.4).sin()
+    options = {"is_causal": True, "window_left": 4, "scale": 0.4, "softcap": 2.0, "sink": sink}
+    dropout = {"dropout_p": 0.3, "seed": seed}
+    return ops.attention(q, k, v, bias=bias, slopes=sink.exp(), **options, **dropout).sin()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_forward_and_backward_with_any_length(backend: str, device: torch.device) -> None:
+def test_forward_and_backward_with_any_length(backend: str, device: torch.device) -> None:
     compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=True)
     weight = torch.randn(8, 24, device=device, requires_grad=True)
     bias = torch.randn(2, 1, 1, device=device, requires_grad=True)
+    sink = torch.randn(2, device=device, requires_grad=True)
+    seed = torch.tensor([3, -4], device=device)
 
     def check(length: int) -> None:
         x = torch.randn(2, length, 8, device=device, requires_grad=True)
-        leaves = (x, weight, bias)
-        expected, got = step(*leaves), compiled(*leaves)
-        grad = torch.randn_like(got)
+        leaves = (x, weight, bias, sink)
+        expected, got = step(*leaves, seed), compiled(*leaves, seed)
+        cotangent = torch.randn_like(got)
         torch.testing.assert_close(got, expected)
         torch.testing.assert_close(
-            torch.autograd.grad(got, leaves, grad),
-            torch.autograd.grad(expected, leaves, grad),
+            torch.autograd.grad(got, leaves, cotangent),
+            torch.autograd.grad(expected, leaves, cotangent),
             rtol=1e-4,
             atol=1e-5,
         )
@@ -45,24 +62,49 @@ def test_compiled_forward_and_backward_with_any_length(backend: str, device: tor
             check(length)
 
 
-@pytest.mark.parametrize("masking", MASKINGS)
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_with_every_argument(masking: str, device: torch.device) -> None:
-    args = arguments((6, 9), (8, 4), "grouped", masking=masking, device=device).requires_grad()
-    flags = {"is_causal": args.is_causal, "scale": 0.3}
-
-    def f(*tensors: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v, mask, bias = tensors
-        return ops.attention_forward(q, k, v, mask=mask, bias=bias, **flags)[:2]
-
-    tensors = (*args.tensors, args.mask, args.bias)
-    expected, got = f(*tensors), torch.compile(f, fullgraph=True, backend="aot_eager")(*tensors)
-    torch.testing.assert_close(got, expected, equal_nan=True)
-    both = [torch.autograd.grad(y[0].sum(), args.leaves) for y in (got, expected)]
+def test_every_option(backend: str, device: torch.device) -> None:
+    ours, _, leaves = functions(EVERYTHING.arguments(device))
+    leaves = tuple(x.requires_grad_() for x in leaves)
+    compiled = torch.compile(ours, fullgraph=True, backend=backend)
+    expected, got = ours(*leaves), compiled(*leaves)
+    torch.testing.assert_close(got, expected)
+    both = [torch.autograd.grad(sum(x.sin().sum() for x in y), leaves) for y in (got, expected)]
     torch.testing.assert_close(*both)
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
+def test_dropout_is_drawn_by_the_generator(backend: str, device: torch.device) -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.attention(q, k, v, dropout_p=0.5)
+
+    args = arguments((30, 30), dtype=torch.float64, device=device).requires_grad()
+    compiled = torch.compile(f, fullgraph=True, backend=backend)
+
+    def run(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return compiled(*args.tensors)
+
+    output = run(1)
+    assert torch.equal(output, run(1)) and not torch.equal(output, run(2))
+    # output is linear in value: with one and the same mask in the backward pass, Euler's identity.
+    cotangent = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, args.value, cotangent)
+    torch.testing.assert_close((gradient * args.value).sum(), (output * cotangent).sum())
+
+
+def test_checkpoint_drops_the_same_weights_again(backend: str, device: torch.device) -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ops.attention(q * 2, k, v, dropout_p=0.5)
+
+    args = arguments((30, 30), dtype=torch.float64, device=device).requires_grad()
+    compiled = torch.compile(
+        lambda *x: checkpoint(f, *x, use_reentrant=False), fullgraph=True, backend=backend
+    )
+    output = compiled(*args.tensors)
+    cotangent = torch.randn_like(output)
+    (gradient,) = torch.autograd.grad(output, args.value, cotangent)
+    torch.testing.assert_close((gradient * args.value).sum(), (output * cotangent).sum())
+
+
 def test_compiled_under_autocast(device: torch.device) -> None:
     q = torch.randn(2, 2, 5, 8, device=device, requires_grad=True)
 
@@ -73,32 +115,74 @@ def test_compiled_under_autocast(device: torch.device) -> None:
     got = torch.compile(f, fullgraph=True, backend="aot_eager")(q)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, f(q))
-    (grad,) = torch.autograd.grad(got.sum(), q)
-    assert grad.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(got.sum(), q)
+    assert gradient.dtype == torch.float32
 
 
-@pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_autograd(backend: str, device: torch.device) -> None:
-    from torch._dynamo import compiled_autograd
+TRANSFORMS = {
+    "jvp": lambda f, x, t: jvp(f, x, t),
+    "grad": lambda f, x, t: grad(f, tuple(range(len(x))))(*x),
+    "jvp_of_grad": lambda f, x, t: jvp(grad(f, tuple(range(len(x)))), x, t),
+    "grad_of_jvp": lambda f, x, t: grad(lambda y: jvp(f, (y, *x[1:]), t)[1])(x[0]),
+    "hessian": lambda f, x, t: hessian(f)(*x),
+    "gradients_per_sample": lambda f, x, t: vmap(grad(f))(
+        *(torch.stack([a, b]) for a, b in zip(x, t, strict=True))
+    ),
+}
 
-    for length in (3, 5, 7):
-        args = arguments((length, length), masking="bias_causal", device=device).requires_grad()
-        expected = torch.autograd.grad(
-            args()[0].sin().sum() + args()[1].cos().nansum(), args.leaves
-        )
-        with compiled_autograd._enable(torch.compile(backend=backend, fullgraph=True)):
-            output, lse, _ = args()
-            (output.sin().sum() + lse.cos().nansum()).backward()
-        for x, grad in zip(args.leaves, expected, strict=True):
-            torch.testing.assert_close(x.grad, grad, equal_nan=True)
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transformations_inside(name: str, device: torch.device) -> None:
+    ours, _, leaves = functions(EVERYTHING.arguments(device))
+    tangents = directions(leaves)
+
+    def f(x: tuple[Tensor, ...], t: tuple[Tensor, ...]) -> Any:
+        return TRANSFORMS[name](scalar(ours), x, t)
+
+    got = torch.compile(f, fullgraph=True, backend="aot_eager")(leaves, tangents)
+    for a, b in zip(tree_leaves(got), tree_leaves(f(leaves, tangents)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# Compiled autograd
+
+
+def loss(args: Arguments, order: int) -> Tensor:
+    """Something whose gradients are derivatives of this order."""
+    output, lse, _ = args()
+    value = output.sin().sum() + lse.masked_fill(lse == -torch.inf, 0).cos().sum()
+    for _ in range(order - 1):
+        gradients = torch.autograd.grad(value, args.leaves, create_graph=True)
+        value = sum(g.square().sum() for g in gradients)
+    return value
+
+
+@pytest.mark.parametrize("order, lengths", [(1, [3, 5, 7]), (2, [4])])
+def test_compiled_autograd(order: int, lengths: list[int], device: torch.device) -> None:
+    for length in lengths:
+        args = replace(EVERYTHING, lengths=(length, length)).arguments(device).requires_grad()
+        expected = torch.autograd.grad(loss(args, order), args.leaves)
+        value = loss(args, order)
+        with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+            value.backward()
+        for x, gradient in zip(args.leaves, expected, strict=True):
+            torch.testing.assert_close(x.grad, gradient)
+
+
+def test_compiled_autograd_refuses_third_derivatives(device: torch.device) -> None:
+    args = EVERYTHING.arguments(device).requires_grad()
+    value = loss(args, 3)
+    with (
+        pytest.raises(RuntimeError, match=r"third derivatives.*Call backward outside"),
+        compiled_autograd._enable(torch.compile(backend="eager")),
+    ):
+        value.backward()
 
 
 # torch.export
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.usefixtures("fresh_dynamo")
 def test_export_with_a_dynamic_length(strict: bool, device: torch.device) -> None:
     model = Model().to(device)
     x = torch.randn(2, 2, 5, 8, device=device)

@@ -2,147 +2,181 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from cases import DTYPES, Arguments, arguments, arrange, operator_results
+from calls import LEAVES, Arguments, Results, cotangents, direction, operator_results
+from cases import ALL_OPTIONS, DTYPES, arguments, arrange
 from compare import assert_bitwise_equal
-from reference import TENSORS, Results
 
 # Enough rows and keys for several tiles each, and sizes that divide nothing.
 LENGTHS = (211, 333)
 
+CHOICES: dict[str, dict[str, Any]] = {
+    "plain": {"leading": "one_head"},
+    "bias_causal": {"leading": "grouped", "masking": "bias_causal"},
+    "all_options": ALL_OPTIONS,
+}
 
-def run(args: Arguments) -> Results:
-    """Forward and backward with cotangents that depend on the shapes alone."""
-    generator = torch.Generator().manual_seed(7)
-    lead = args.query.shape[:-1]
-    wide = args.query.dtype if args.query.dtype == torch.float64 else torch.float32
-    go = torch.randn(*lead, args.value.shape[-1], generator=generator).to(
-        args.query.device, args.query.dtype
-    )
-    return operator_results(
-        args, go, torch.randn(lead, generator=generator).to(args.query.device, wide)
-    )
+Given = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
+def everything(args: Arguments) -> Given:
+    return *cotangents(args), direction(args)
 
 
 def assert_same(got: Results, expected: Results) -> None:
-    for name in TENSORS:
-        a, b = getattr(got, name), getattr(expected, name)
-        if b is not None:
-            assert_bitwise_equal(name, a, b)
+    assert got.tensors.keys() == expected.tensors.keys()
+    for name, x in expected.tensors.items():
+        assert_bitwise_equal(name, getattr(got, name), x)
 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("masking", ["none", "bias_causal"])
-@pytest.mark.parametrize("leading", ["one_head", "grouped"])
+@pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
 def test_any_number_of_threads(
-    leading: str, masking: str, dtype: torch.dtype, device: torch.device
+    options: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> None:
-    args = arguments(LENGTHS, (40, 40), leading, masking=masking, dtype=dtype, device=device)
+    args = arguments(LENGTHS, (40, 40), dtype=dtype, **options, device=device)
+    given = everything(args)
     torch.set_num_threads(1)
-    expected = run(args)
+    expected = operator_results(args, *given)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
-        assert_same(run(args), expected)
+        assert_same(operator_results(args, *given), expected)
 
 
-@pytest.mark.parametrize("masking", ["none", "mask_full", "bias_square"])
-def test_run_to_run(masking: str, device: torch.device) -> None:
-    args = arguments(LENGTHS, (64, 64), masking=masking, device=device)
+@pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+def test_run_to_run(options: dict[str, Any], device: torch.device) -> None:
+    args = arguments(LENGTHS, (64, 64), **options, device=device)
+    given = everything(args)
     torch.set_num_threads(4)
-    expected = run(args)
+    expected = operator_results(args, *given)
     for _ in range(5):
-        assert_same(run(args), expected)
+        assert_same(operator_results(args, *given), expected)
 
 
-def part(args: Arguments, index: tuple[slice, ...], kv_index: tuple[slice, ...]) -> Arguments:
-    return Arguments(
-        args.query[index],
-        *(x[kv_index] for x in (args.key, args.value)),
-        mask=args.mask,
-        bias=args.bias,
-        is_causal=args.is_causal,
-        scale=args.scale,
-    )
+# Of shape (2, 1 or 4) or (2, …): what does not broadcast over samples.
+PER_SAMPLE = ("query", "key", "value", "slopes", "sink", "seed")
+
+
+def sample(args: Arguments, given: Given, i: int) -> tuple[Arguments, Given]:
+    """One of the samples, as a batch of one."""
+    one = slice(i, i + 1)
+    go, gl, moving = given
+    parts = {x: getattr(args, x)[one] for x in PER_SAMPLE if getattr(args, x) is not None}
+    moved = {name: x[one] if name in PER_SAMPLE else x for name, x in moving.items()}
+    return replace(args, **parts), (go[one], gl[one], moved)
 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("masking", ["none", "causal", "mask_square"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"leading": "grouped"},
+        {"leading": "multi_query", "masking": "bias_square"},
+        ALL_OPTIONS | {"slopes": "full", "masking": "mask_square"},
+    ],
+    ids=["plain", "bias", "all_options"],
+)
 def test_a_sample_alone_or_in_a_batch(
-    masking: str, dtype: torch.dtype, device: torch.device
+    options: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> None:
-    args = arguments(LENGTHS, (24, 24), "grouped", masking=masking, dtype=dtype, device=device)
-    go = torch.randn_like(args.query)
-    batch = operator_results(args, go, None)
+    args = arguments(LENGTHS, (24, 24), dtype=dtype, **options, device=device)
+    given = everything(args)
+    batch = operator_results(args, *given)
     for i in range(2):
-        one = slice(i, i + 1)
-        alone = operator_results(part(args, (one,), (one,)), go[one], None)
-        for name in ("output", "logsumexp", "grad_query", "grad_key", "grad_value"):
-            assert_bitwise_equal(name, getattr(alone, name), getattr(batch, name)[one])
+        alone = operator_results(*flat(sample(args, given, i)))
+        for name, x in alone.tensors.items():
+            if not name.endswith("_bias"):
+                assert_bitwise_equal(name, x, getattr(batch, name)[i : i + 1])
 
 
-@pytest.mark.parametrize("masking", ["none", "causal", "bias_square"])
-def test_a_head_alone_or_with_others(masking: str, device: torch.device) -> None:
-    args = arguments(LENGTHS, (24, 24), "batched", masking=masking, device=device)
-    go = torch.randn_like(args.query)
-    heads = operator_results(args, go, None)
+def flat(call: tuple[Arguments, Given]) -> tuple[Any, ...]:
+    return call[0], *call[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"masking": "causal"}, {"window": "narrow"}])
+def test_a_head_alone_or_with_others(options: dict[str, Any], device: torch.device) -> None:
+    args = arguments(LENGTHS, (24, 24), "batched", **options, device=device)
+    go, gl, moving = everything(args)
+    heads = operator_results(args, go, gl, moving)
     for i in range(3):
         one = (slice(None), slice(i, i + 1))
-        alone = operator_results(part(args, one, one), go[one], None)
-        for name in ("output", "logsumexp", "grad_query", "grad_key", "grad_value"):
-            assert_bitwise_equal(name, getattr(alone, name), getattr(heads, name)[one])
+        part = replace(args, **{name: getattr(args, name)[one] for name in LEAVES[:3]})
+        moved = {name: x[one] for name, x in moving.items()}
+        for name, x in operator_results(part, go[one], gl[one], moved).tensors.items():
+            assert_bitwise_equal(name, x, getattr(heads, name)[one])
 
 
 def test_a_head_without_its_other_dimensions(device: torch.device) -> None:
     args = arguments(LENGTHS, (24, 24), "batched", masking="causal", device=device)
-    whole = args()
-    flat = Arguments(*(x[1, 2] for x in args.tensors), is_causal=True)()
-    for name, a, b in zip(("output", "logsumexp", "residual"), flat, whole, strict=True):
-        assert_bitwise_equal(name, a, b[1, 2])
+    go, gl, moving = everything(args)
+    whole = operator_results(args, go, gl, moving)
+    one = replace(args, **{name: getattr(args, name)[1, 2] for name in LEAVES[:3]})
+    moved = {name: x[1, 2] for name, x in moving.items()}
+    for name, x in operator_results(one, go[1, 2], gl[1, 2], moved).tensors.items():
+        assert_bitwise_equal(name, x, getattr(whole, name)[1, 2])
 
 
-@pytest.mark.parametrize(
-    "masking", ["bias_square", "bias_padding", "bias_rows", "bias_one_per_head", "bias_per_sample"]
-)
-def test_the_gradient_of_a_shared_bias(masking: str, device: torch.device) -> None:
+SHARED: list[dict[str, str]] = [
+    {"masking": "bias_square"},
+    {"masking": "bias_padding"},
+    {"masking": "bias_rows"},
+    {"masking": "bias_one_per_head"},
+    {"masking": "bias_per_sample"},
+    {"slopes": "cell", "sink": "head"},
+    {"slopes": "sample", "sink": "cell"},
+]
+
+
+@pytest.mark.parametrize("options", SHARED, ids=lambda x: "-".join(map("_".join, x.items())))
+def test_gradients_of_what_is_shared(options: dict[str, str], device: torch.device) -> None:
     """What sums over samples and heads adds in an order that threads do not decide."""
-    args = arguments(LENGTHS, (24, 24), "five_dims_grouped", masking=masking, device=device)
+    args = arguments(LENGTHS, (24, 24), "five_dims_grouped", **options, device=device)
+    given = everything(args)
     torch.set_num_threads(1)
-    expected = run(args)
+    expected = operator_results(args, *given)
     for threads in (2, 3, 7):
         torch.set_num_threads(threads)
-        assert_same(run(args), expected)
+        assert_same(operator_results(args, *given), expected)
 
 
-def test_samples_are_added_in_index_order(device: torch.device) -> None:
-    """Samples that are zero change nothing, wherever they stand among the others."""
-    args = arguments((65, 130), (24, 24), "batched", device=device)
-    bias = torch.randn(65, 130, device=device)
-    go = torch.randn_like(args.query)
-    zero = torch.zeros_like(go[:1])
+@pytest.mark.parametrize("shared", ["bias", "slopes", "sink"])
+def test_samples_are_added_in_index_order(shared: str, device: torch.device) -> None:
+    """Samples that add zero change nothing, wherever they stand among the others."""
+    args = arguments((65, 130), (24, 24), slopes="head", sink="head", device=device)
+    args.bias = torch.randn(65, 130, device=device)
+    (go, gl), moving = cotangents(args), direction(args)
 
-    def gradient(order: list[torch.Tensor], cotangents: list[torch.Tensor]) -> torch.Tensor:
-        q, k, v = (torch.cat([x[i] for i in order]) for x in args.tensors)
-        return operator_results(
-            Arguments(q, k, v, bias=bias), torch.cat(cotangents), None
-        ).grad_bias
+    def gradients(order: list[int], is_silent: list[bool]) -> list[torch.Tensor]:
+        silence = 1 - torch.tensor(is_silent, device=device).float()
+        q, k, v = (x[order] for x in args.tensors)
+        moved = moving | {name: moving[name][order] for name in LEAVES[:3]}
+        part = replace(args, query=q, key=k, value=v)
+        cotangent = (go[order] * silence[:, None, None, None], gl[order] * silence[:, None, None])
+        got = operator_results(part, *cotangent, moved)
+        return [getattr(got, f"{kind}_{shared}") for kind in ("grad", "second")]
 
-    first, second = torch.tensor([0], device=device), torch.tensor([1], device=device)
-    expected = gradient([first, second], [go[:1], go[1:]])
-    for order, cotangents in [
-        ([first, first, second], [zero, go[:1], go[1:]]),
-        ([first, second, second], [go[:1], zero, go[1:]]),
-        ([first, second, first, second], [go[:1], go[1:], zero, zero]),
+    expected = gradients([0, 1], [False, False])
+    for order, is_silent in [
+        ([0, 0, 1], [True, False, False]),
+        ([0, 1, 1], [False, True, False]),
+        ([0, 1, 0, 1], [False, False, True, True]),
     ]:
-        assert_bitwise_equal("grad_bias", gradient(order, cotangents), expected)
+        for got, wanted in zip(gradients(order, is_silent), expected, strict=True):
+            assert_bitwise_equal(shared, got, wanted)
 
 
 @pytest.mark.parametrize(
     "layout", ["heads_inside", "strided", "transposed", "packed", "misaligned"]
 )
 def test_any_layout(layout: str, device: torch.device) -> None:
-    args = arguments((65, 130), (24, 24), "grouped", masking="causal", device=device)
-    moved = Arguments(*(arrange(x, layout) for x in args.tensors), is_causal=True)
-    assert_same(run(moved), run(args))
+    args = arguments((65, 130), (24, 24), **ALL_OPTIONS, device=device)
+    given = everything(args)
+    expected = operator_results(args, *given)
+    moved = replace(args, **{name: arrange(getattr(args, name), layout) for name in LEAVES[:4]})
+    assert_same(operator_results(moved, *given), expected)

@@ -1,5 +1,6 @@
-"""The examples, run as a user runs them but smaller, and the parts that decide what they claim."""
+"""Examples and benchmarks, run as a user runs them but smaller, and what decides their claims."""
 
+import csv
 import importlib
 import math
 import os
@@ -144,6 +145,18 @@ IMPOSSIBLE = {
         "--warm-up=1",
         "--seed=-1",
         "--weight-decay=-1",
+        "--out=README.md",
+    ],
+    "second_derivatives/train": [
+        *(f"--{name}=0" for name in ("length", "width", "heads", "batch", "steps", "products")),
+        *(f"--{name}=0" for name in ("learning-rate", "penalty", "distance", "threads")),
+        "--width=24 --heads=5",
+        "--width=5 --heads=5",
+        "--steps=9",
+        "--length=31",
+        "--least=1.5",
+        "--penalty=nan",
+        "--seed=-1",
         "--out=README.md",
     ],
 }
@@ -331,3 +344,97 @@ def test_untrained_context_is_reported(tmp_path: Path) -> None:
     result = run_example("context/train.py", "--out", tmp_path, "--steps", 20)
     assert result.returncode == 1
     assert "not all held-out shares reach 99%" in result.stderr
+
+
+def test_derivatives_agree_with_the_math_path_but_a_short_training_is_reported(
+    tmp_path: Path,
+) -> None:
+    options = ["--length=64", "--steps=10", "--products=3", "--threads=1"]
+    result = run_example("second_derivatives/train.py", "--out", tmp_path, *options)
+    assert result.returncode == 1, result.stderr
+    assert "train longer" in result.stderr
+    for task in ("training", "curvature"):
+        words = f"{task}: relative difference of the derivatives at equal weights"
+        assert 0 < number_after(words, result.stdout) < 1e-4
+    assert (tmp_path / "derivatives.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("example", ["second_derivatives/critic"], indirect=True)
+def test_critic_finds_distance_and_wave(example: ModuleType) -> None:
+    settings = example.Settings(
+        length=128,
+        width=32,
+        heads=4,
+        batch=4,
+        steps=120,
+        learning_rate=2e-2,
+        penalty=10.0,
+        distance=4.0,
+        products=1,
+        seed=0,
+        show_progress=False,
+    )
+    assert settings.wave().norm().item() == pytest.approx(4.0)
+    report = example.train(settings, "torch_ext")
+    last = [sum(report.curves[name][-12:]) for name in ("difference", "norm")]
+    assert last[0] / last[1] == pytest.approx(4.0, rel=0.2)
+    gradient = torch.tensor(report.curves["gradient"])
+    assert torch.cosine_similarity(gradient, settings.wave(), 0) > 0.8
+
+
+@pytest.mark.parametrize("example", ["second_derivatives/critic"], indirect=True)
+def test_curvature_is_an_eigenvalue_of_the_hessian(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = example.Settings(
+        *(16, 4, 2, 1, 10),  # length, width, heads, batch, steps
+        *(1e-2, 10.0, 4.0),  # learning rate, penalty, distance
+        products=300,
+        seed=0,
+        show_progress=False,
+    )
+    report = example.train(settings, "torch_ext")
+    found = example.curvature(settings, "torch_ext", report.weights).curves["curvature"][-1]
+    critic = example.Critic(settings, example.ATTENTIONS["SDPA math"])
+    torch.manual_seed(settings.seed)
+    example.Critic(settings, example.sdpa_math)  # draws as curvature() does before the signals
+    noise, wave = settings.signals()
+    names = list(report.weights)
+    sizes = [report.weights[name].size for name in names]
+
+    def difference(flat: torch.Tensor) -> torch.Tensor:
+        weights = {
+            name: part.view(report.weights[name].shape)
+            for name, part in zip(names, flat.split(sizes), strict=True)
+        }
+        outputs = torch.func.functional_call(critic, weights, (torch.cat((wave, noise)),))
+        return outputs[0] - outputs[1]
+
+    point = torch.cat([torch.from_numpy(report.weights[name]).flatten() for name in names])
+    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(difference, point))
+    largest = eigenvalues[eigenvalues.abs().argmax()].item()
+    assert abs(found) == pytest.approx(abs(largest), rel=1e-2)
+
+
+@pytest.mark.parametrize("options", ["--seconds=0", "--memory --math"])
+def test_derivatives_benchmark_prints_a_row_for_each_case(options: str, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    chosen = ["--length=40", "--heads=1", "--threads=1", "--csv", table, *options.split()]
+    if "memory" in options:
+        chosen.append("--only=jvp")
+    result = run(sys.executable, ROOT / "benchmarks" / "derivatives.py", *chosen)
+    assert result.returncode == 0, result.stderr
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == (1 if "memory" in options else 6)
+    for row in rows:
+        measured = [row[name] for name in row if name.split()[0] in ("torch_ext", "math")]
+        assert len(measured) == 2
+        assert all(math.isfinite(float(number)) for number in measured)
+
+
+def test_comparison_benchmark_prints_a_row_for_each_case() -> None:
+    chosen = ["--only=short", "--seconds=0", "--threads=1"]
+    result = run(sys.executable, ROOT / "benchmarks" / "compare.py", *chosen)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| short | fp32 |") == 1

@@ -1,5 +1,6 @@
 """The Python functions: SDPA's signature, meaning and errors; TorchScript and torch.compile."""
 
+import inspect
 import io
 import re
 import shutil
@@ -159,13 +160,49 @@ def test_attn_mask_with_is_causal_is_an_error() -> None:
             function(*inputs, mask, is_causal=True)
 
 
-def test_dropout_is_refused_by_name() -> None:
-    inputs = qkv((5, 8), (5, 8), (5, 8))
-    for dropout_p in (0.1, -0.1, float("nan")):
-        with pytest.raises(NotImplementedError, match=f"dropout_p.*{dropout_p}"):
-            ours(*inputs, dropout_p=dropout_p)
-    with pytest.raises(NotImplementedError, match="dropout_p"):
-        ours(*inputs, None, 0.5)
+def test_dropout_of_sdpa_is_that_of_the_drawn_seed() -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True)
+    torch.manual_seed(3)
+    output = ours(*inputs, dropout_p=0.4)
+    torch.manual_seed(3)
+    seed = torch.randint(2**63 - 1, (2,))
+    kept = torch.ops.torch_ext._dropout_mask(seed, 4, 5, 7, 0.4)
+    query, key, value = inputs
+    weights = torch_ext.attention_weights(query, key)
+    expected = (weights * kept / 0.6) @ value
+    assert_close(output, expected, **NEAR)
+    grad = torch.randn_like(output)
+    expected_grads = torch.autograd.grad(expected, inputs, grad)
+    assert_close(torch.autograd.grad(output, inputs, grad), expected_grads, **NEAR)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    # Of 2000 outputs of each dropout the means differ by at most five standard deviations.
+    inputs = [x.expand(2000, -1, -1, -1) for x in qkv((3, 5, 8), (3, 7, 8), (3, 7, 8))]
+    for function in (sdpa, ours):
+        samples = function(*inputs, dropout_p=0.3)
+        assert samples.std(0).min() > 1e-3
+        far = (samples.mean(0) - sdpa(*inputs)[0]).abs() / samples.std(0) * 2000**0.5
+        assert far.max() < 5
+
+
+def test_dropout_of_everything_gives_zeros_as_from_sdpa() -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True)
+    for function in (sdpa, ours):
+        output = function(*inputs, dropout_p=1.0)
+        assert output.eq(0).all()
+        for grad in torch.autograd.grad(output.sum(), inputs):
+            assert grad.eq(0).all()
+
+
+@pytest.mark.parametrize("dropout_p", [-0.1, 1.5, float("nan")])
+def test_impossible_dropout_is_refused_as_by_sdpa(dropout_p: float) -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
+    for function in (sdpa, ours):
+        with pytest.raises(RuntimeError, match="dropout"):
+            function(*inputs, dropout_p=dropout_p)
+    with pytest.raises(RuntimeError, match=f"dropout_p to be between 0 and 1, but got {dropout_p}"):
+        ours(*inputs, None, dropout_p)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.complex64])
@@ -189,12 +226,175 @@ def test_signature_is_sdpas() -> None:
         assert f"{name}" in sdpa.__doc__.split(") -> Tensor")[0]
 
 
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (torch_ext.attention, "attention"),
+        (torch_ext.attention_with_logsumexp, "attention_forward"),
+        (torch_ext.attention_weights, "attention_weights"),
+    ],
+)
+def test_functions_have_the_arguments_of_their_operators(
+    function: Callable[..., object], operator: str
+) -> None:
+    arguments = getattr(torch.ops.torch_ext, operator).default._schema.arguments
+    parameters = inspect.signature(function).parameters.values()
+    assert [p.name for p in parameters] == [a.name for a in arguments]
+    optional = [p.default for p in parameters if p.default is not inspect.Parameter.empty]
+    assert optional == [a.default_value for a in arguments][-len(optional) :]
+
+
 def test_attention_takes_mask_bias_and_is_causal_together() -> None:
     q, k, v = qkv((2, 4, 5, 8), (2, 2, 7, 8), (2, 2, 7, 8))
     mask, bias = random_mask(2, 1, 5, 7), torch.randn(4, 5, 7, dtype=torch.float64)
     together = bias.masked_fill(~(mask & torch.ones(5, 7).tril().bool()), -torch.inf)
     output = torch_ext.attention(q, k, v, mask=mask, bias=bias, is_causal=True, scale=0.7)
     assert_close(output, sdpa(q, k, v, together, scale=0.7, enable_gqa=True), **NEAR)
+
+
+def distances(bottom_right: bool) -> Tensor:
+    """j - i - offset of 5 queries and 7 keys."""
+    return torch.arange(7) - torch.arange(5)[:, None] - (2 if bottom_right else 0)
+
+
+OPTIONS: dict[str, dict] = {
+    "is_causal": {"is_causal": True},
+    "bottom_right": {"is_causal": True, "bottom_right": True},
+    "window_left": {"window_left": 1},
+    "window_right": {"window_right": 2},
+    "window of one": {"window_left": 0, "window_right": 0},
+    "softcap": {"softcap": 1.5},
+    "slopes": {"slopes": torch.tensor([0.5, 0.2, -0.3, 0.0], dtype=torch.float64)},
+    "slopes per sample": {"slopes": torch.randn(2, 1, dtype=torch.float64)},
+    "sink": {"sink": torch.tensor([0.5, 2.0, -1.0, -torch.inf], dtype=torch.float64)},
+}
+OPTIONS["everything"] = {
+    **OPTIONS["bottom_right"],
+    **OPTIONS["window_left"],
+    **OPTIONS["softcap"],
+    **OPTIONS["slopes"],
+    **OPTIONS["sink"],
+    "mask": torch.rand(2, 1, 5, 7) > 0.3,
+    "bias": torch.randn(4, 1, 7, dtype=torch.float64),
+    "scale": 0.7,
+}
+
+
+def formula(query: Tensor, key: Tensor, options: dict) -> tuple[Tensor, Tensor]:
+    """Weights and logsumexp as the documentation of `attention` has them, (2, 4, 5, 7)."""
+    scores = query @ key.mT * options.get("scale", 8**-0.5)
+    softcap = options.get("softcap", torch.inf)
+    scores = scores if softcap == torch.inf else softcap * torch.tanh(scores / softcap)
+    distance = distances(options.get("bottom_right", False))
+    zero = torch.zeros((), dtype=torch.float64)
+    scores = scores + options.get("bias", zero)
+    scores = scores - options.get("slopes", zero)[..., None, None] * distance.abs()
+    visible = options.get("mask", torch.tensor(True))
+    visible = visible & (distance >= -options.get("window_left", 99))
+    visible = visible & (distance <= options.get("window_right", 99))
+    if options.get("is_causal", False):
+        visible = visible & (distance <= 0)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    sink = options.get("sink", zero - torch.inf)[..., None, None].expand(2, 4, 5, 1)
+    logsumexp = torch.logsumexp(torch.cat((scores, sink), -1), -1)
+    safe = logsumexp.masked_fill(logsumexp == -torch.inf, 0.0)
+    return torch.exp(scores - safe[..., None]), logsumexp
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_options_mean_what_the_documentation_says(options: dict) -> None:
+    query, key, value = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 3))
+    weights, expected_logsumexp = formula(query, key, options)
+    assert_close(torch_ext.attention_weights(query, key, **options), weights, **NEAR)
+    assert_close(torch_ext.attention(query, key, value, **options), weights @ value, **NEAR)
+    output, logsumexp = torch_ext.attention_with_logsumexp(query, key, value, **options)
+    assert_close(output, weights @ value, **NEAR)
+    assert_close(logsumexp, expected_logsumexp, **NEAR)
+    seed = torch.tensor([1, 2])
+    dropped = weights * torch.ops.torch_ext._dropout_mask(seed, 4, 5, 7, 0.25) / 0.75
+    for result in (
+        torch_ext.attention(query, key, value, dropout_p=0.25, seed=seed, **options),
+        torch_ext.attention_with_logsumexp(query, key, value, dropout_p=0.25, seed=seed, **options),
+    ):
+        output = result if isinstance(result, Tensor) else result[0]
+        assert_close(output, dropped @ value, **NEAR)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (4, 5, 8), (3, 4, 5, 8), (2, 1, 4, 5, 8)])
+def test_seed_is_drawn_once_for_each_batch_element(shape: tuple[int, ...]) -> None:
+    inputs = qkv(shape, shape, shape)
+    seed = torch.randint(2**63 - 1, shape[:-3], generator=torch.Generator().manual_seed(5))
+    expected = torch_ext.attention(*inputs, dropout_p=0.5, seed=seed)
+    torch.manual_seed(5)
+    assert torch.equal(torch_ext.attention(*inputs, dropout_p=0.5), expected)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch_ext.attention_with_logsumexp(*inputs, dropout_p=0.5)[0], expected)
+    assert torch.equal(torch.rand(1), after)
+    assert not torch.equal(torch_ext.attention(*inputs, dropout_p=0.5), expected)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_seeds_of_mapped_functions(randomness: str) -> None:
+    inputs = qkv((3, 2, 4, 5, 8), (3, 2, 4, 7, 8), (3, 2, 4, 7, 8))
+
+    def draw(function: Callable[..., Tensor]) -> Tensor:
+        torch.manual_seed(5)
+        mapped = torch.func.vmap(lambda *x: function(*x, dropout_p=0.5), randomness=randomness)
+        result = mapped(*inputs)
+        return result if isinstance(result, Tensor) else result[0]
+
+    output = draw(torch_ext.attention)
+    assert torch.equal(draw(torch_ext.attention_with_logsumexp), output)
+    torch.manual_seed(5)
+    shape = (3, 2) if randomness == "different" else (2,)
+    seed = torch.randint(2**63 - 1, shape).expand(3, 2)
+    assert_close(output, torch_ext.attention(*inputs, dropout_p=0.5, seed=seed), **NEAR)
+
+
+def test_dropout_depends_on_seed_and_position_alone() -> None:
+    mask = torch.ops.torch_ext._dropout_mask
+    seed = torch.tensor([3, 1 << 40, 3])
+    whole = mask(seed, 4, 9, 11, 0.5)
+    assert whole.shape == (3, 4, 9, 11)
+    assert torch.equal(whole[0], whole[2])
+    assert not torch.equal(whole[0], whole[1])
+    assert torch.equal(mask(seed[1:2], 2, 5, 6, 0.5), whole[1:2, :2, :5, :6])
+    assert (whole | ~mask(seed, 4, 9, 11, 0.6)).all()  # what 0.5 drops, 0.6 drops
+    assert 0.4 < whole.double().mean() < 0.6
+
+
+def test_no_seed_is_drawn_without_dropout() -> None:
+    inputs = qkv((4, 5, 8), (4, 7, 8), (4, 7, 8))
+    torch.manual_seed(5)
+    torch_ext.attention(*inputs)
+    torch_ext.attention_with_logsumexp(*inputs)
+    ours(*inputs)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), after)
+
+
+# As published for powers of two; in between, those of the lower power and every other of the next.
+ALIBI = {
+    1: [2**-8.0],
+    2: [2**-4.0, 2**-8.0],
+    3: [2**-4.0, 2**-8.0, 2**-2.0],
+    8: [2.0**-h for h in range(1, 9)],
+    12: [*(2.0**-h for h in range(1, 9)), 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5],
+}
+
+
+@pytest.mark.parametrize("heads", ALIBI)
+def test_alibi_slopes(heads: int) -> None:
+    slopes = torch_ext.alibi_slopes(heads, dtype=torch.float64)
+    assert_close(slopes, torch.tensor(ALIBI[heads], dtype=torch.float64), rtol=1e-15, atol=0.0)
+    assert torch_ext.alibi_slopes(heads).dtype == torch.float32
+
+
+def test_alibi_slopes_of_no_head_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads to be at least 1, but got 0"):
+        torch_ext.alibi_slopes(0)
 
 
 def test_pieces_of_the_keys_go_together_by_their_logsumexp() -> None:
@@ -217,10 +417,17 @@ def test_pieces_of_the_keys_go_together_by_their_logsumexp() -> None:
 
 def call_everything(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     first = torch_ext.attention(query, key, value, mask=mask, is_causal=True)
-    second, logsumexp = torch_ext.attention_with_logsumexp(query, key, value, scale=0.5)
+    seed = torch.tensor([3, 4])
+    sink = query.sum((-2, -1))
+    first = first + torch_ext.attention(
+        query, key, value, window_left=2, softcap=3.0, sink=sink, dropout_p=0.5, seed=seed
+    )
+    second, logsumexp = torch_ext.attention_with_logsumexp(
+        query, key, value, scale=0.5, window_right=2, bottom_right=True, slopes=0.1 * sink
+    )
     third = torch_ext.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
     fourth = torch_ext.scaled_dot_product_attention(query, key[:, :1], value[:, :1])
-    weights = torch_ext.attention_weights(query, key, mask=mask)
+    weights = torch_ext.attention_weights(query, key, mask=mask, softcap=2.0, window_left=1)
     return first + second + third + fourth + logsumexp.unsqueeze(-1) + weights.sum(-1, True)
 
 
@@ -247,12 +454,21 @@ def test_functions_script_save_and_load() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_scripted_sdpa_refuses_dropout() -> None:
-    inputs = qkv((5, 8), (5, 8), (5, 8))
-    scripted = torch.jit.script(ours)
-    assert_close(scripted(*inputs), sdpa(*inputs), **NEAR)
+def test_scripted_functions_draw_as_the_functions_do() -> None:
+    inputs = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
+
+    def draw(function: Callable[..., Tensor]) -> Tensor:
+        torch.manual_seed(7)
+        result = function(*inputs, dropout_p=0.5)
+        return result if isinstance(result, Tensor) else result[0]
+
+    expected = draw(torch_ext.attention)
+    for function in (torch_ext.attention, torch_ext.attention_with_logsumexp, ours):
+        scripted = torch.jit.script(function)
+        for _ in range(3):
+            assert torch.equal(draw(scripted), expected)
     with pytest.raises(torch.jit.Error, match="dropout_p"):
-        scripted(*inputs, dropout_p=0.5)
+        scripted(*inputs, dropout_p=1.5)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -267,6 +483,32 @@ def test_functions_compile_in_one_graph(fresh_dynamo: None, dynamic: bool) -> No
         torch.autograd.grad(expected.square().sum(), inputs[:3]),
         **NEAR,
     )
+
+
+def test_second_derivatives_compile_in_one_graph(fresh_dynamo: None) -> None:
+    query, key, value = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8))
+
+    def gradient(query: Tensor) -> Tensor:
+        grad: Tensor = torch.func.grad(
+            lambda q: torch_ext.attention(q, key, value, softcap=2.0).sin().sum()
+        )(query)
+        return grad
+
+    def both(query: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        penalty = torch.func.grad(lambda q: gradient(q).square().sum())(query)
+        return penalty, torch.func.jvp(gradient, (query,), (direction,))[1]
+
+    direction = torch.randn_like(query)
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(query, direction), both(query, direction), **NEAR)
+
+
+def test_double_backward_of_a_compiled_function_is_refused(fresh_dynamo: None) -> None:
+    inputs = qkv((2, 5, 8), (2, 7, 8), (2, 7, 8), grad=True)
+    output = torch.compile(torch_ext.attention, backend="aot_eager")(*inputs)
+    (grad,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        grad.sum().backward()
 
 
 def test_public_names() -> None:

@@ -40,18 +40,31 @@ def test_row_that_sees_no_key_is_zero() -> None:
     assert weights.tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
+def test_a_sink_takes_its_share_of_a_row() -> None:
+    query, key = torch.zeros(2, 4), torch.zeros(3, 4)
+    weights = torch_ext.attention_weights(query, key, sink=torch.tensor(0.0), is_causal=True)
+    expected = torch.tensor([[1 / 2, 0, 0], [1 / 3, 1 / 3, 0]])
+    assert_close(weights, expected)
+
+
 @pytest.mark.parametrize("rows", [[0], [3, 1], [5, 5, 2], []])
 def test_rows_are_rows_of_the_whole(rows: list[int]) -> None:
-    query, key = (torch.randn(2, 3, 6, 4, dtype=torch.float64) for _ in range(2))
+    query = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+    key = torch.randn(2, 3, 8, 4, dtype=torch.float64)
     options = {
-        "mask": torch.rand(2, 1, 6, 6) > 0.2,
-        "bias": torch.randn(3, 6, 6, dtype=torch.float64),
+        "mask": torch.rand(2, 1, 6, 8) > 0.2,
+        "bias": torch.randn(3, 6, 8, dtype=torch.float64),
         "is_causal": True,
+        "window_left": 3,
+        "bottom_right": True,
         "scale": 0.9,
+        "softcap": 2.0,
+        "slopes": torch.rand(3, dtype=torch.float64),
+        "sink": torch.rand(3, dtype=torch.float64),
     }
     whole = torch_ext.attention_weights(query, key, **options)
     chosen = torch_ext.attention_weights(query, key, rows=torch.tensor(rows).long(), **options)
-    assert chosen.shape == (2, 3, len(rows), 6)
+    assert chosen.shape == (2, 3, len(rows), 8)
     assert_close(chosen, whole[:, :, rows], **NEAR)
 
 

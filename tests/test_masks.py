@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, Arguments, arguments, cotangents, operator_results
-from compare import assert_bitwise_equal, assert_results_accurate
-from reference import Results, exact, yardsticks
+from calls import Arguments, cotangents, operator_results
+from cases import DTYPES, arguments
+from compare import assert_bitwise_equal, check
 from torch import Tensor
 
 ops = torch.ops.torch_ext
@@ -25,15 +25,6 @@ def hide(visible: Tensor, how: str, dtype: torch.dtype) -> dict[str, Tensor]:
         "bias": {"bias": bias},
         "both": {"mask": by_mask, "bias": bias},
     }[how]
-
-
-def check(args: Arguments, grad_output: Tensor, grad_lse: Tensor) -> Results:
-    """Forward and backward against the oracle; returns what the operator gave."""
-    got = operator_results(args, grad_output, grad_lse)
-    grads = {"grad_output": grad_output, "grad_logsumexp": grad_lse}
-    expected, plain = (f(*args.tensors, **args.options, **grads) for f in (exact, yardsticks))
-    assert_results_accurate(got, expected, plain)
-    return got
 
 
 @pytest.mark.isa
@@ -85,7 +76,7 @@ def test_bands(width: int, device: torch.device) -> None:
     rows, columns = torch.arange(n, device=device)[:, None], torch.arange(m, device=device)[None, :]
     args.mask = (columns >= rows) & (columns < rows + width)
     if width > 1:  # one visible key leaves gradients of exactly zero, which another test is about
-        check(args, *cotangents(exact(*args.tensors)))
+        check(args, *cotangents(args))
     else:
         torch.testing.assert_close(args()[0], args.value[..., :n, :], rtol=1e-6, atol=0)
 
@@ -100,9 +91,7 @@ def test_mask_bias_and_causal_together_mean_all_three(
     )
     everything = args.mask & (args.bias != -torch.inf)
     everything = everything & torch.ones(70, 90, dtype=torch.bool, device=device).tril()
-    wide = torch.float32 if dtype.itemsize == 2 else dtype
-    grads = cotangents(exact(*args.tensors, **args.options))
-    got = check(args, grads[0].to(device, dtype), grads[1].to(device, wide))
+    got = check(args, *cotangents(args))
     assert (got.output[~everything.any(-1)] == 0).all()
     assert (got.logsumexp == -torch.inf).eq(~everything.any(-1)).all()
     assert (got.grad_bias[~everything] == 0).all()
@@ -120,10 +109,7 @@ def test_rows_that_see_nothing(how: str, dtype: torch.dtype, device: torch.devic
     visible &= ~blind[..., None]
     for name, x in hide(visible, how, dtype).items():
         setattr(args, name, x)
-    wide = torch.float32 if dtype.itemsize == 2 else dtype
-    got = operator_results(
-        args, torch.randn_like(args.query), torch.randn(2, 4, n, device=device, dtype=wide)
-    )
+    got = operator_results(args, *cotangents(args))
     assert (got.output[blind] == 0).all()
     assert (got.logsumexp[blind] == -torch.inf).all() and got.logsumexp[~blind].isfinite().all()
     assert (got.grad_query[blind] == 0).all() and (got.grad_query[~blind] != 0).any()
@@ -136,10 +122,7 @@ def test_nothing_visible_at_all(dtype: torch.dtype, device: torch.device) -> Non
     args = arguments((70, 90), dtype=dtype, device=device)
     args.mask = torch.zeros(1, 1, dtype=torch.bool, device=device)
     args.bias = torch.zeros(90, dtype=dtype, device=device)
-    wide = torch.float32 if dtype.itemsize == 2 else dtype
-    got = operator_results(
-        args, torch.randn_like(args.query), torch.randn(2, 3, 70, device=device, dtype=wide)
-    )
+    got = operator_results(args, *cotangents(args))
     assert (got.logsumexp == -torch.inf).all()
     for x in (got.output, got.grad_query, got.grad_key, got.grad_value, got.grad_bias):
         assert (x == 0).all()
@@ -182,8 +165,7 @@ def test_what_is_hidden_cannot_leak(
         visible[blind] = False
         for name, x in hide(visible, how, dtype).items():
             setattr(args, name, x)
-    wide = torch.float32 if dtype.itemsize == 2 else dtype
-    grads = torch.randn_like(args.query), torch.randn(2, 4, n, device=device, dtype=wide)
+    grads = cotangents(args)
     for x in (args.key, args.value):
         x[..., columns, :] = 0
     clean = operator_results(args, *grads)

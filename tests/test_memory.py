@@ -11,7 +11,7 @@ import pytest
 
 MIB = 2**20
 
-MEASURE = """
+MEASURE = '''
 import json, sys
 import torch, torch_ext
 torch.set_num_threads(2)
@@ -21,7 +21,7 @@ def status(field):
         return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field))
 
 def high_water(function):
-    '''Bytes by which the process grew above what it held, at the worst moment.'''
+    """Bytes by which the process grew above what it held, at the worst moment."""
     with open("/proc/self/clear_refs", "w") as reset:
         reset.write("5")
     before = status("VmRSS")
@@ -29,39 +29,55 @@ def high_water(function):
     return result, status("VmHWM") - before
 
 options = json.loads(sys.argv[1])
+ops = torch.ops.torch_ext
 n, heads, size = options["length"], options["heads"], options["head_size"]
 dtype = getattr(torch, options["dtype"])
-op = torch.ops.torch_ext.attention_forward
-lead = (1, heads, n)
-q, k, v = (torch.randn(*lead, size).to(dtype).requires_grad_() for _ in range(3))
-go = torch.randn(*lead, size).to(dtype)
-kwargs = {"is_causal": options["causal"]}
-leaves = [q, k, v]
-if options["bias"]:
-    kwargs["bias"] = torch.randn(n, dtype=dtype).requires_grad_()
-    leaves.append(kwargs["bias"])
-if options["mask"]:
-    kwargs["mask"] = torch.rand(n) < 0.9
 
-def warm(t):  # code and thread stacks are there before anything is measured
-    return t.detach()[..., :70, :].requires_grad_()
+def random(*shape):
+    return torch.randn(*shape).to(dtype)
 
-small = op(warm(q), warm(k), warm(v), is_causal=True)
-torch.autograd.grad(small[0].sum() + small[1].sum(), q, allow_unused=True)
-a = [warm(x) for x in (q, k, v)]
-torch.autograd.grad(op(*a)[0].sum(), a)
+leaves = {x: random(1, heads, n, size) for x in ("query", "key", "value")}
+leaves |= dict.fromkeys(("bias", "slopes", "sink"))
+rules = {"is_causal": options["causal"]}
+if options["all_options"]:
+    leaves |= {"bias": random(n), "slopes": random(heads) / n, "sink": random(1, heads)}
+    rules |= {"mask": torch.rand(n) < 0.9, "dropout_p": 0.1, "seed": torch.tensor([3])}
+    rules |= {"window_left": n // 2, "softcap": 30.0, "bottom_right": True}
 
-out, forward = high_water(lambda: op(q, k, v, **kwargs))
-cotangents = (go, torch.ones_like(out[1]))
-grads, backward = high_water(lambda: torch.autograd.grad(out[:2], leaves, cotangents))
-def size_of(tensors):
-    return sum(t.numel() * t.element_size() for t in tensors)
-print(json.dumps({"forward": forward - size_of(out), "backward": backward - size_of(grads)}))
-"""
+def run(leaves, measured):
+    """Bytes beyond inputs and results at the worst moment of each operator."""
+    tensors = [leaves[x] for x in ("query", "key", "value")]
+    kwargs = rules | {x: leaves[x] for x in ("bias", "slopes", "sink")}
+    direction = [None if x is None else torch.randn_like(x) for x in leaves.values()]
+    go, gl = torch.randn_like(tensors[0]), torch.randn(tensors[0].shape[:-1])
+    extra = {}
+
+    def call(name, function, *args):
+        results, most = high_water(lambda: function(*args, **kwargs)) if measured else (
+            function(*args, **kwargs), 0)
+        kept = sum(t.numel() * t.element_size() for t in results if t is not None)
+        extra[name] = most - kept
+        return results
+
+    saved = *tensors, *call("forward", ops.attention_forward, *tensors)
+    call("backward", ops.attention_backward, go, gl, *saved)
+    call("tangent", ops.attention_tangent, *direction, *saved)
+    call("second_order", ops.attention_second_order, go, gl, *direction, *saved)
+    return extra
+
+# Code and thread stacks are there before anything is measured.
+small = {x: y if y is None or y.dim() < 4 else y[..., :70, :] for x, y in leaves.items()}
+bias, mask = leaves["bias"], rules.get("mask")
+if bias is not None:
+    small["bias"], rules["mask"] = bias[:70], mask[:70]
+run(small, False)
+rules["mask"] = mask
+print(json.dumps(run(leaves, True)))
+'''
 
 
 def measure(**options: object) -> dict[str, int]:
-    """Bytes beyond inputs and results at the worst moment of the forward and of the backward."""
+    """Bytes beyond inputs and results at the worst moment of each operator."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(x for x in sys.path if x),
         "TORCH_EXT_POISON": "0",
@@ -76,29 +92,25 @@ def measure(**options: object) -> dict[str, int]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-@pytest.mark.skipif(
+pytestmark = pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' high-water mark"
 )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_at_8192_is_linear(dtype: str) -> None:
     """One head's scores alone would take 256 MiB in float32."""
-    extra = measure(
-        length=8192, heads=1, head_size=32, dtype=dtype, causal=False, bias=True, mask=True
-    )
-    assert extra["forward"] < 32 * MIB, extra
-    assert extra["backward"] < 64 * MIB, extra
+    extra = measure(length=8192, heads=1, head_size=32, dtype=dtype, causal=False, all_options=True)
+    bounds = {"forward": 32, "backward": 64, "tangent": 32, "second_order": 64}
+    for name, bound in bounds.items():
+        assert extra[name] < bound * MIB, (name, extra)
 
 
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux' high-water mark"
-)
 def test_memory_does_not_grow_with_the_product_of_the_lengths() -> None:
     """Four times the length may take some four times the memory, never sixteen."""
     short, long = (
-        measure(
-            length=n, heads=2, head_size=64, dtype="float32", causal=True, bias=False, mask=False
-        )
+        measure(length=n, heads=2, head_size=64, dtype="float32", causal=True, all_options=False)
         for n in (1024, 4096)
     )
-    for part in ("forward", "backward"):
-        assert long[part] < 4 * max(short[part], 0) + 16 * MIB, (part, short, long)
+    for name in short:
+        assert long[name] < 4 * max(short[name], 0) + 16 * MIB, (name, short, long)

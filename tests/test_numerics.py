@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import DTYPES, Arguments, arguments, operator_results
-from compare import assert_results_accurate
-from reference import Results, exact, yardsticks
+from calls import Arguments, operator_results
+from cases import DTYPES, arguments
+from compare import check
+from reference import exact
 
 ops = torch.ops.torch_ext
 
@@ -71,11 +72,7 @@ def test_scores_of_any_size(factor: float, dtype: torch.dtype, device: torch.dev
     args = arguments((40, 70), (32, 32), "unbatched", dtype=dtype, scale=0.3, device=device)
     args = Arguments((args.query * factor), args.key, args.value, scale=args.scale)
     go = torch.randn_like(args.query)
-    got = operator_results(args, go, None)
-    expected, plain = (
-        f(*args.tensors, **args.options, grad_output=go) for f in (exact, yardsticks)
-    )
-    assert_results_accurate(got, expected, plain)
+    check(args, go)
 
 
 @pytest.mark.isa
@@ -151,9 +148,7 @@ def test_one_dominant_key(where: str, device: torch.device) -> None:
         bias[column] = size
         call = Arguments(*args.tensors, bias=bias)
         go = torch.randn_like(args.query)
-        got = operator_results(call, go, None)
-        expected, plain = (f(*call.tensors, bias=bias, grad_output=go) for f in (exact, yardsticks))
-        assert_results_accurate(got, expected, plain)
+        check(call, go)
 
 
 @pytest.mark.isa
@@ -164,9 +159,7 @@ def test_a_maximum_that_grows_with_every_key(direction: int, device: torch.devic
     bias = torch.linspace(-200, 200, keys, device=device) * direction
     call = Arguments(*args.tensors, bias=bias)
     go = torch.randn_like(args.query)
-    got = operator_results(call, go, None)
-    expected, plain = (f(*call.tensors, bias=bias, grad_output=go) for f in (exact, yardsticks))
-    assert_results_accurate(got, expected, plain)
+    check(call, go)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -216,10 +209,7 @@ def test_any_finite_scale(scale: float, dtype: torch.dtype, device: torch.device
     args = arguments(
         (33, 40), (16, 16), "grouped", masking="causal", dtype=dtype, scale=scale, device=device
     )
-    got = args()
-    expected = exact(*args.tensors, **args.options)
-    plain = yardsticks(*args.tensors, **args.options)
-    assert_results_accurate(Results(got[0], got[1]), expected, plain)
+    check(args)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

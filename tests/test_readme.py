@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+
+import torch_ext
 
 README = Path(__file__).parent.parent / "README.md"
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.S | re.M)
@@ -33,3 +36,10 @@ def test_self_attention_trains_and_scripts(tmp_path: Path) -> None:
     layer(x).sum().backward()
     assert layer.qkv.weight.grad.abs().max() > 0
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+
+
+def test_every_option_is_in_the_table() -> None:
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    names = list(inspect.signature(torch_ext.attention).parameters)
+    for name in names[names.index("mask") :]:
+        assert any(f"`{name}`" in row.split(" | ")[0] for row in rows), name

@@ -1,67 +1,82 @@
-"""The operators in the Torch registry: opcheck, Meta, autograd, TorchScript, autocast."""
+"""The operators in the Torch registry: schemas, opcheck, Meta, TorchScript, autocast."""
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, Arguments, arguments
+from calls import LEAVES, Arguments, cotangents, direction
+from cases import DTYPES, arguments
+from differentiation import EVERYTHING, SmallCase
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
-from tracing import MASKINGS, Model, quiet
+from tracing import Model, quiet
 
 ops = torch.ops.torch_ext
-OPERATORS = ["attention", "attention_forward", "attention_backward", "attention_weights"]
 
-
-@pytest.mark.parametrize(
-    "name, schema",
-    [
-        (
-            "attention",
-            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None,"
-            " bool is_causal=False, float? scale=None) -> Tensor",
-        ),
-        (
-            "attention_forward",
-            "(Tensor query, Tensor key, Tensor value, *, Tensor? mask=None, Tensor? bias=None,"
-            " bool is_causal=False, float? scale=None)"
-            " -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
-        ),
-        (
-            "attention_backward",
-            "(Tensor? grad_output, Tensor? grad_logsumexp, Tensor query, Tensor key, Tensor value,"
-            " Tensor output, Tensor logsumexp, Tensor logsumexp_residual, *, Tensor? mask=None,"
-            " Tensor? bias=None,"
-            " bool is_causal=False, float? scale=None,"
-            " bool[4] output_mask=[True, True, True, True])"
-            " -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_bias)",
-        ),
-        (
-            "attention_weights",
-            "(Tensor query, Tensor key, *, Tensor? mask=None, Tensor? bias=None,"
-            " bool is_causal=False, float? scale=None, Tensor? rows=None) -> Tensor",
-        ),
-    ],
-    ids=OPERATORS,
+SCORE_OPTIONS = (
+    "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, int? window_left=None,"
+    " int? window_right=None, bool bottom_right=False, float? scale=None, float? softcap=None,"
+    " Tensor? slopes=None, Tensor? sink=None"
 )
-def test_schema(name: str, schema: str) -> None:
-    assert str(getattr(ops, name).default._schema) == f"torch_ext::{name}{schema}"
+OPTIONS = SCORE_OPTIONS + ", float dropout_p=0., Tensor? seed=None"
+GRADS = "Tensor? grad_output, Tensor? grad_logsumexp, "
+TANGENTS = "".join(f"Tensor? {name}_tangent, " for name in LEAVES)
+SAVED = (
+    "Tensor query, Tensor key, Tensor value,"
+    " Tensor output, Tensor logsumexp, Tensor logsumexp_residual, *, "
+)
+GRADIENTS = ", ".join(f"Tensor grad_{name}" for name in LEAVES)
+RESULT_TANGENTS = "Tensor output_tangent, Tensor logsumexp_tangent"
+
+SCHEMAS = {
+    "attention": f"(Tensor query, Tensor key, Tensor value, *, {OPTIONS}) -> Tensor",
+    "attention_forward": f"(Tensor query, Tensor key, Tensor value, *, {OPTIONS})"
+    " -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
+    "attention_backward": f"({GRADS}{SAVED}{OPTIONS}, bool[6] output_mask="
+    f"[{', '.join(['True'] * 6)}]) -> ({GRADIENTS})",
+    "attention_tangent": f"({TANGENTS}{SAVED}{OPTIONS}) -> ({RESULT_TANGENTS})",
+    "attention_second_order": f"({GRADS}{TANGENTS}{SAVED}{OPTIONS}, bool[8] output_mask="
+    f"[{', '.join(['True'] * 8)}]) -> ({GRADIENTS}, {RESULT_TANGENTS})",
+    "attention_weights": f"(Tensor query, Tensor key, *, {SCORE_OPTIONS}, Tensor? rows=None)"
+    " -> Tensor",
+    "_dropout_mask": "(Tensor seed, SymInt heads, SymInt queries, SymInt keys, float dropout_p)"
+    " -> Tensor",
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(name: str) -> None:
+    assert str(getattr(ops, name).default._schema) == f"torch_ext::{name}{SCHEMAS[name]}"
 
 
 # opcheck: schema honesty, autograd registration, fake tensors, all traced with dynamic shapes.
 
 
+OPCHECK_CASES = {
+    "plain": SmallCase(),
+    "mask_full": SmallCase(masking="mask_full"),
+    "bias_causal": SmallCase(masking="bias_per_head", window="right_bottom_right"),
+    "everything": EVERYTHING,
+}
+
+
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("case", OPCHECK_CASES.values(), ids=OPCHECK_CASES)
 @pytest.mark.parametrize("name", ["attention", "attention_forward"])
-def test_opcheck(name: str, masking: str, grad: bool, device: torch.device) -> None:
-    args = arguments((3, 5), (4, 6), "grouped", masking=masking, device=device)
+def test_opcheck(name: str, case: SmallCase, grad: bool, device: torch.device) -> None:
+    args = case.arguments(device, torch.float32)
     args = args.requires_grad() if grad else args
     quiet(lambda: opcheck(getattr(ops, name).default, args.tensors, args.options))
+
+
+def test_opcheck_of_a_seed_that_is_drawn(device: torch.device) -> None:
+    args = arguments(dropout_p=0.4, device=device).requires_grad()
+    args.seed = None
+    quiet(lambda: opcheck(ops.attention.default, args.tensors, args.options))
 
 
 @pytest.mark.parametrize(
@@ -85,41 +100,76 @@ def test_opcheck_of_shapes_and_layouts(
         quiet(lambda grad=grad: opcheck(ops.attention_forward.default, grad.tensors, grad.options))
 
 
+def derivative_calls(args: Arguments, grad: bool) -> dict[str, tuple[Tensor | None, ...]]:
+    """The positional arguments of the operators that are derivatives."""
+    results = [x.detach() for x in args()]
+    given = {f"grad_{i}": x for i, x in enumerate(cotangents(args))} | direction(args)
+    if grad:
+        args = args.requires_grad()
+        given = {name: x.requires_grad_() for name, x in given.items()}
+    gradients = (given["grad_0"], given["grad_1"])
+    tangents = tuple(given.get(name) for name in LEAVES)
+    return {
+        "attention_backward": (*gradients, *args.tensors, *results),
+        "attention_tangent": (*tangents, *args.tensors, *results),
+        "attention_second_order": (*gradients, *tangents, *args.tensors, *results),
+    }
+
+
 @pytest.mark.parametrize(
-    "wanted", [(True, True, True, True), (True, True, True, False), (False, True, False, True)]
+    "case, grad",
+    [(SmallCase(), False), (EVERYTHING, False), (EVERYTHING, True)],
+    ids=["plain", "everything", "everything_grad"],
 )
-@pytest.mark.parametrize("cotangents", ["both", "output", "logsumexp"])
-def test_opcheck_of_backward(
-    wanted: tuple[bool, ...], cotangents: str, device: torch.device
+@pytest.mark.parametrize(
+    "name", ["attention_backward", "attention_tangent", "attention_second_order"]
+)
+def test_opcheck_of_derivatives(
+    name: str, case: SmallCase, grad: bool, device: torch.device
 ) -> None:
-    args = arguments((3, 5), (4, 6), "grouped", masking="bias_mask_causal", device=device)
-    results = args()
-    go = torch.randn_like(results[0]) if cotangents != "logsumexp" else None
-    gl = torch.randn_like(results[1]) if cotangents != "output" else None
-    call = (go, gl, *args.tensors, *results)
-    quiet(
-        lambda: opcheck(
-            ops.attention_backward.default, call, args.options | {"output_mask": list(wanted)}
-        )
-    )
+    args = case.arguments(device, torch.float32)
+    call = derivative_calls(args, grad)[name]
+    quiet(lambda: opcheck(getattr(ops, name).default, call, args.options))
 
 
-@pytest.mark.parametrize("rows", [None, [0, 2, 2]])
-@pytest.mark.parametrize("masking", MASKINGS)
-def test_opcheck_of_weights(masking: str, rows: list[int] | None, device: torch.device) -> None:
-    args = arguments((3, 5), (4, 6), "grouped", masking=masking, device=device)
+@pytest.mark.parametrize("missing, wanted", [((0,), (0, 1, 2)), ((1,), (0, 5)), ((0, 1), (3, 4))])
+@pytest.mark.parametrize("name", ["attention_backward", "attention_second_order"])
+def test_opcheck_of_parts(
+    name: str, missing: tuple[int, ...], wanted: tuple[int, ...], device: torch.device
+) -> None:
+    args = EVERYTHING.arguments(device, torch.float32)
+    call = derivative_calls(args, grad=False)[name]
+    call = tuple(None if i in missing else x for i, x in enumerate(call))
+    size = 6 if name == "attention_backward" else 8
+    mask = {"output_mask": [i in wanted for i in range(size)]}
+    quiet(lambda: opcheck(getattr(ops, name).default, call, args.options | mask))
+
+
+@pytest.mark.parametrize(
+    "case, rows",
+    [(SmallCase(), None), (SmallCase(masking="bias_full"), [0, 2, 2]), (EVERYTHING, [3])],
+    ids=["plain", "bias", "everything"],
+)
+def test_opcheck_of_weights(case: SmallCase, rows: list[int] | None, device: torch.device) -> None:
+    args = case.arguments(device, torch.float32).requires_grad()
     chosen = None if rows is None else torch.tensor(rows, device=device)
-    for grad in (args, args.requires_grad()):
-        quiet(
-            lambda grad=grad: opcheck(
-                ops.attention_weights.default,
-                (grad.query, grad.key),
-                grad.options | {"rows": chosen},
-            )
-        )
+    options = {k: x for k, x in args.options.items() if k not in ("dropout_p", "seed")}
+    call = (args.query, args.key)
+    quiet(lambda: opcheck(ops.attention_weights.default, call, options | {"rows": chosen}))
+
+
+def test_opcheck_of_the_dropout_mask(device: torch.device) -> None:
+    seed = torch.randint(2**62, (3, 2), device=device)
+    quiet(lambda: opcheck(ops._dropout_mask.default, (seed, 2, 4, 5, 0.3)))
 
 
 # Meta
+
+
+def meta(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 @pytest.mark.parametrize(
@@ -137,24 +187,20 @@ def test_meta_describes_what_the_device_returns(
         layout,
         "bias_mask_causal",
         DTYPES[dtype],
-        wide_bias=True,
+        slopes="head",
+        sink="full",
+        dropout_p=0.3,
+        is_wide=True,
         device=device,
     )
-
-    def meta(x: Tensor) -> Tensor:
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
-
-    fake = Arguments(*map(meta, args.tensors), meta(args.mask), meta(args.bias), args.is_causal)
-    real, shapes = args(), fake()
-    real_grads = ops.attention_backward(
-        torch.ones_like(real[0]), None, *args.tensors, *real, **args.options
-    )
-    fake_grads = ops.attention_backward(
-        meta(torch.ones_like(real[0])), None, *fake.tensors, *shapes, **fake.options
-    )
-    for a, b in zip((*real, *real_grads), (*shapes, *fake_grads), strict=True):
-        assert b.device.type == "meta"
-        assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
+    calls = {"attention_forward": args.tensors} | derivative_calls(args, grad=False)
+    for name, call in calls.items():
+        real = getattr(ops, name)(*call, **args.options)
+        options = {key: meta(value) for key, value in args.options.items()}
+        fake = getattr(ops, name)(*map(meta, call), **options)
+        for a, b in zip(real, fake, strict=True):
+            assert b.device.type == "meta"
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
 
 
 def test_fake_cuda_tensors_have_shapes() -> None:
@@ -195,6 +241,35 @@ def test_script_save_load_and_train(optional: bool, device: torch.device) -> Non
     torch.testing.assert_close(frozen(x, *extra), expected)
 
 
+def _penalty(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> list[Tensor]:
+    output = torch.ops.torch_ext.attention(
+        q, k, v, is_causal=True, window_left=2, softcap=2.0, slopes=slopes, dropout_p=0.3
+    )
+    first = torch.autograd.grad([output.sin().sum()], [q, k, v, slopes], create_graph=True)
+    total = torch.zeros([], dtype=q.dtype, device=q.device)
+    for grad in first:
+        if grad is not None:  # which the compiler cannot know
+            total = total + grad.square().sum()
+    second = torch.autograd.grad([total], [q, k, v, slopes])
+    found: list[Tensor] = []
+    for grad in second:
+        if grad is not None:
+            found.append(grad)
+    return found
+
+
+def test_script_with_options_and_second_derivatives(device: torch.device) -> None:
+    scripted = quiet(lambda: torch.jit.script(_penalty))
+    shapes = [(2, 2, 5, 4), (2, 2, 6, 4), (2, 2, 6, 3), (2,)]
+    leaves = [torch.randn(s, device=device, requires_grad=True) for s in shapes]
+    for _ in range(4):
+        torch.manual_seed(1)
+        expected = _penalty(*leaves)
+        torch.manual_seed(1)
+        for a, b in zip(scripted(*leaves), expected, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_trace(device: torch.device) -> None:
     x = torch.randn(2, 5, 8, device=device)
     traced = quiet(lambda: torch.jit.trace(lambda x: ops.attention(x, x, x, is_causal=True), (x,)))
@@ -202,20 +277,7 @@ def test_trace(device: torch.device) -> None:
     torch.testing.assert_close(traced(y), ops.attention(y, y, y, is_causal=True))
 
 
-# Checkpointing and autocast
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpoint(reentrant: bool, device: torch.device) -> None:
-    args = arguments(masking="bias_causal", device=device).requires_grad()
-
-    def f(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        return ops.attention(q * 2, k, v, bias=bias, is_causal=True)
-
-    expected = torch.autograd.grad(f(*args.leaves).sin().sum(), args.leaves)
-    checkpoint(f, *args.leaves, use_reentrant=reentrant).sin().sum().backward()
-    for x, grad in zip(args.leaves, expected, strict=True):
-        assert torch.equal(x.grad, grad)
+# Autocast
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -248,55 +310,3 @@ def test_autocast_leaves_float64_alone(device: torch.device) -> None:
     args = arguments(dtype=torch.float64, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         assert args(ops.attention).dtype == torch.float64
-
-
-def test_grad_mode_and_inference_mode(device: torch.device) -> None:
-    args = arguments(device=device).requires_grad()
-    assert args(ops.attention).requires_grad
-    with torch.no_grad():
-        assert not args(ops.attention).requires_grad
-    with torch.inference_mode():
-        assert torch.equal(args(ops.attention), args(ops.attention).clone())
-        assert args(ops.attention).is_inference()
-
-
-def test_backward_through_changed_inputs_is_refused(device: torch.device) -> None:
-    args = arguments(device=device).requires_grad()
-    key = args.key * 1
-    output = ops.attention(args.query, key, args.value)
-    key.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
-
-
-def test_backward_twice_needs_retain_graph(device: torch.device) -> None:
-    args = arguments(device=device).requires_grad()
-    output = args(ops.attention)
-    first = torch.autograd.grad(output.sum(), args.leaves, retain_graph=True)
-    second = torch.autograd.grad(output.sum(), args.leaves)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    with pytest.raises(RuntimeError, match="second time"):
-        output.sum().backward()
-
-
-def test_the_graph_is_freed(device: torch.device) -> None:
-    import gc
-    import weakref
-
-    args = arguments(device=device).requires_grad()
-    output = args(ops.attention)
-    reference = weakref.ref(output)
-    del output
-    gc.collect()
-    assert reference() is None
-
-
-def test_func_grad_works(device: torch.device) -> None:
-    args = arguments(dtype=torch.float64, device=device)
-
-    def loss(q: Tensor) -> Tensor:
-        return ops.attention(q, args.key, args.value).sin().sum()
-
-    got = torch.func.grad(loss)(args.query)
-    q = args.query.clone().requires_grad_()
-    torch.testing.assert_close(got, torch.autograd.grad(loss(q), q)[0])

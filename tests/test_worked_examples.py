@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -55,6 +56,46 @@ def test_tiny_self_attention_of_apple() -> None:
 def test_tiny_self_attention_mixes_values_by_its_weights() -> None:
     output = torch_ext.attention(X @ W_Q, X @ W_K, torch.eye(3, dtype=F64))
     assert_close(output[1], WEIGHTS_OF_APPLE, **TIGHT)
+
+
+def row_of_apple(**options: object) -> list[float]:
+    """The weights of "Apple", whose scores are 2, 3, 2, at scale 1."""
+    weights = torch_ext.attention_weights(X @ W_Q, X @ W_K, scale=1.0, **options)
+    row: list[float] = weights[1].tolist()
+    return row
+
+
+def shares(*scores: float) -> list[float]:
+    """exp(score) over the sum of them all."""
+    total = sum(math.exp(score) for score in scores)
+    return [math.exp(score) / total for score in scores]
+
+
+def test_options_change_the_row_of_apple() -> None:
+    def approx(values: list[float]) -> object:
+        return pytest.approx(values, abs=1e-12)
+
+    assert row_of_apple() == approx(shares(2, 3, 2))
+    assert row_of_apple(is_causal=True) == approx([*shares(2, 3), 0])
+    assert row_of_apple(window_left=0) == approx([0, *shares(3, 2)])
+    assert row_of_apple(window_left=0, window_right=0) == [0, 1, 0]
+    # The neighbours lie at distance 1 and lose half a point each.
+    slope = torch.tensor(0.5, dtype=F64)
+    assert row_of_apple(slopes=slope) == approx(shares(1.5, 3, 1.5))
+    capped = [4 * math.tanh(score / 4) for score in (2, 3, 2)]
+    assert row_of_apple(softcap=4.0) == approx(shares(*capped))
+    # A sink of score 1 takes its share and gives nothing.
+    sink = torch.tensor(1.0, dtype=F64)
+    assert row_of_apple(sink=sink) == approx(shares(2, 3, 2, 1)[:3])
+
+
+def test_two_new_words_beside_cached_ones() -> None:
+    # Of four words the last two ask. bottom_right: they are words 2 and 3, not 0 and 1.
+    query, key = torch.zeros(2, 2, dtype=F64), torch.zeros(4, 2, dtype=F64)
+    weights = torch_ext.attention_weights(query, key, is_causal=True, bottom_right=True)
+    assert weights.tolist() == [[pytest.approx(1 / 3)] * 3 + [0.0], [0.25] * 4]
+    weights = torch_ext.attention_weights(query, key, is_causal=True)
+    assert weights.tolist() == [[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]]
 
 
 def test_weighted_values() -> None:

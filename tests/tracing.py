@@ -1,4 +1,4 @@
-"""What the tests of the registry and of the compilers share: a model, maskings, silence."""
+"""What the tests of the registry and of the compilers share: a model, and silence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-MASKINGS = ["none", "causal", "mask_full", "bias_per_head", "bias_mask_causal"]
 
 
 def quiet(function: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as operators of the Torch registry, forward and backward.
+"""Scaled dot-product attention as operators of the Torch registry, with all their derivatives.
 
 Importing this package loads the C++ library and registers `torch.ops.torch_ext.*`. The functions
 here are thin: they name, document and type those operators, and work the same in eager mode, under
@@ -13,17 +13,15 @@ Example:
 
 from torch_ext import _library, nn
 from torch_ext._library import cpu_implementation
-from torch_ext.functional import (
-    attention,
-    attention_with_logsumexp,
-    scaled_dot_product_attention,
-)
+from torch_ext.functional import alibi_slopes, attention, attention_with_logsumexp
 from torch_ext.inspection import attention_weights, plot_attention
+from torch_ext.sdpa import scaled_dot_product_attention
 
 __version__ = "0.1.0"
 
 __all__ = [
     "__version__",
+    "alibi_slopes",
     "attention",
     "attention_weights",
     "attention_with_logsumexp",

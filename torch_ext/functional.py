@@ -6,6 +6,9 @@ E size of a value. 2-D tensors are one head, 3-D tensors are (heads, length, siz
 
 Pass the options by name: only their names are promised. (They are not keyword-only because
 TorchScript compiles no function that has keyword-only arguments with defaults.)
+
+Everything real-valued can be differentiated: query, key, value, bias, slopes and sink, backward and
+forward, any number of times; `attention_with_logsumexp` in both results.
 """
 
 import torch
@@ -19,22 +22,54 @@ def attention(
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     is_causal: bool = False,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    bottom_right: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * query @ key^T + bias) @ value over the visible keys of every query.
+    """softmax(scores) @ value over the visible keys of every query.
 
-    The matrix of weights, N x M, is never stored, neither here nor in the backward pass.
+    Key j lies at distance j - i from query i, in positions; with `bottom_right` at distance
+    j - i - (M - N). The scores, natural logarithms of odds, are
+
+        score(i, j) = cap(scale * <query i, key j>) + bias(i, j) - slope * |distance|,
+
+    where cap(x) is softcap * tanh(x / softcap), or x without `softcap`. Key j is visible to query i
+    if and only if -window_left <= distance <= window_right, distance <= 0 with `is_causal`,
+    mask(i, j) is True and bias(i, j) > -inf: options together mean the intersection.
+
+    Nothing of size N x M is stored, neither here nor in first and second derivatives.
 
     Args:
         query: (..., H, N, D), float64, float32, bfloat16 or float16; any strides.
         key: (..., Hkv, M, D), query's dtype. Batch dimensions broadcast.
         value: (..., Hkv, M, E), query's dtype. Batch dimensions broadcast.
         mask: bool, broadcastable to (..., H, N, M); True = attend.
-        bias: added to the scaled scores (same unit as they: natural log of odds), broadcastable
-            to (..., H, N, M); query's dtype, or float32 with a 16-bit query. -inf hides the key.
-        is_causal: query i sees keys j <= i (top-left aligned when N != M). Together with `mask`
-            and `bias` a key is visible only if all of them let it be.
+        bias: added to the scores, broadcastable to (..., H, N, M); query's dtype, or float32 with a
+            16-bit query. -inf hides the key.
+        is_causal: hides keys at a distance above 0: query i sees keys j <= i.
+        window_left: how many positions back a query sees, at least 0; unlimited by default.
+        window_right: how many positions ahead a query sees, at least 0; unlimited by default.
+        bottom_right: distances count from the end: the last query lies beside the last key, rather
+            than the first beside the first. For queries that continue cached keys.
         scale: multiplies query @ key^T; 1/sqrt(D) by default; any finite number.
+        softcap: bound of the scaled products, above 0; none by default.
+        slopes: ALiBi, what a score loses per position of distance, broadcastable to (..., H), for
+            2-D tensors () or (1); query's dtype, or float32 with a 16-bit query. See
+            `alibi_slopes`.
+        sink: score of one more key, visible to all queries and with value 0, so that a query may
+            attend to nothing; shape and dtype as slopes. A head's weights then sum to less than 1.
+        dropout_p: probability, in [0, 1), with which a weight is set to 0, each on its own, after
+            the softmax; the others are divided by 1 - dropout_p. Applies whenever it is not 0: pass
+            0 outside training.
+        seed: int64, broadcastable to the batch dimensions (...): which weights dropout keeps. Equal
+            seeds keep the same ones, whatever else is in the batch. Drawn from torch's generator
+            by default; ignored where dropout_p is 0.
 
     Returns:
         (..., H, N, E) in query's dtype and query's order of dimensions in memory. A query that
@@ -45,22 +80,48 @@ def attention(
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1; tiled evaluation after
         Dao et al. 2022, "FlashAttention", and Milakov and Gimelshein 2018, "Online normalizer
-        calculation for softmax"; grouped heads Ainslie et al. 2023, "GQA".
+        calculation for softmax"; grouped heads Ainslie et al. 2023, "GQA"; window Beltagy et al.
+        2020, "Longformer"; softcap Gemma Team 2024, "Gemma 2"; slopes Press et al. 2022, "Train
+        Short, Test Long" (ALiBi); sink Xiao et al. 2023, "Efficient Streaming Language Models with
+        Attention Sinks", as a learned score as in OpenAI 2025, "gpt-oss"; dropout Srivastava et al.
+        2014, with the numbers of Salmon et al. 2011, "Parallel Random Numbers" (Philox).
     """
     output: Tensor = torch.ops.torch_ext.attention(
-        query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        is_causal=is_causal,
+        window_left=window_left,
+        window_right=window_right,
+        bottom_right=bottom_right,
+        scale=scale,
+        softcap=softcap,
+        slopes=slopes,
+        sink=sink,
+        dropout_p=dropout_p,
+        seed=seed,
     )
     return output
 
 
-def attention_with_logsumexp(
+def attention_with_logsumexp(  # noqa: D417 - the options are described once
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     is_causal: bool = False,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    bottom_right: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    sink: Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attention`, and the log of the sum that its softmax divides by.
 
@@ -71,143 +132,68 @@ def attention_with_logsumexp(
         query: (..., H, N, D), as for `attention`.
         key: (..., Hkv, M, D) with query's batch dimensions.
         value: (..., Hkv, M, E) with query's batch dimensions.
-        mask: as for `attention`.
-        bias: as for `attention`.
-        is_causal: as for `attention`.
-        scale: as for `attention`.
+
+    The options, from mask to seed, are those of `attention`.
 
     Returns:
         The output, (..., H, N, E), and the logsumexp of each row of scores, (..., H, N), natural
-        logarithm, float32 for 16-bit inputs and query's dtype otherwise; -inf for a query that
-        sees no key. Both are differentiable.
+        logarithm, float32 for 16-bit inputs and query's dtype otherwise. It counts the sink and is
+        taken before dropout. For a query that sees no key it is the sink, -inf without one. Both
+        are differentiable.
 
     Raises:
         RuntimeError: naming the argument, what was expected and what came.
 
     Source: Dao et al. 2022, "FlashAttention", section 3.1 (the softmax statistics).
     """
+    if dropout_p > 0.0 and seed is None:  # as the operator torch_ext::attention draws it
+        seed = torch.randint(
+            0x7FFFFFFFFFFFFFFF, query.shape[:-3], dtype=torch.int64, device=query.device
+        )
     output, logsumexp, _ = torch.ops.torch_ext.attention_forward(
-        query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        is_causal=is_causal,
+        window_left=window_left,
+        window_right=window_right,
+        bottom_right=bottom_right,
+        scale=scale,
+        softcap=softcap,
+        slopes=slopes,
+        sink=sink,
+        dropout_p=dropout_p,
+        seed=seed,
     )
     return output, logsumexp
 
 
-def scaled_dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+def alibi_slopes(
+    heads: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Takes the place of `torch.nn.functional.scaled_dot_product_attention`, dropout apart.
+    """The slopes of ALiBi, from steep heads that look nearby to flat ones that look far.
 
-    Same arguments, same meaning, same kinds of error. What differs: dropout is refused; `scale`
-    must be finite and D positive (SDPA returns NaN or averages); `attn_mask` together with
-    `is_causal` is always the error that SDPA documents, whereas its fused CPU kernel lets some
-    shapes pass; a zero or negative `scale` with `is_causal` works (SDPA returns NaN on the CPU).
-    A query that sees no key gets 0 in both.
+    Head h = 1 ... H has slope 2^(-8 h / H) where H is a power of two. Otherwise the slopes are
+    those of the next lower power of two, followed by every other one of the next higher.
 
     Args:
-        query: (..., H, N, D).
-        key: (..., H, M, D); dimensions before the last two broadcast, heads included.
-        value: (..., H, M, E); as key.
-        attn_mask: broadcastable to (..., H, N, M). bool: True = attend. Otherwise added to the
-            scaled scores: query's dtype or float32.
-        dropout_p: only 0.0.
-        is_causal: query i sees keys j <= i.
-        scale: multiplies query @ key^T; 1/sqrt(D) by default.
-        enable_gqa: key and value may have fewer heads, a number that divides H. Without it a
-            different number of heads is an error, unless it is 1 and broadcasts.
+        heads: number of heads, H, at least 1.
+        dtype: floating point; torch's default by default.
+        device: where to put them.
 
     Returns:
-        (..., H, N, E) in query's dtype.
+        (H), in score per position, for `attention`'s option `slopes`.
 
     Raises:
-        NotImplementedError: dropout_p is not 0 (a kind of RuntimeError).
-        RuntimeError: naming the argument, what was expected and what came; what the operator
-            refuses in attn_mask it calls mask where that is bool, and bias elsewhere.
+        ValueError: heads is below 1.
 
-    Source: the documentation of `torch.nn.functional.scaled_dot_product_attention`.
+    Source: Press et al. 2022, "Train Short, Test Long", section 3, and the code published with it.
     """
-    if dropout_p != 0.0:
-        raise NotImplementedError(
-            "torch_ext.scaled_dot_product_attention: expected dropout_p to be 0.0 (dropout is "
-            f"not implemented), but got {dropout_p}"
-        )
-    if attn_mask is not None and is_causal:
-        raise RuntimeError(
-            "torch_ext.scaled_dot_product_attention: expected attn_mask to be None when is_causal "
-            "is True, as SDPA does; torch_ext.attention takes both and means their intersection"
-        )
-    mask: Tensor | None = None
-    bias: Tensor | None = None
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            mask = attn_mask
-        elif not attn_mask.is_floating_point():
-            raise RuntimeError(
-                "torch_ext.scaled_dot_product_attention: expected attn_mask to be bool, float32 "
-                f"or query's dtype, but got {attn_mask.dtype}"
-            )
-        elif attn_mask.dtype == torch.float32 and query.dtype == torch.float64:
-            bias = attn_mask.to(torch.float64)
-        else:
-            bias = attn_mask
-    if enable_gqa:
-        query, key, value = _align_grouped_heads(query, key, value)
-    else:
-        query, key, value = _broadcast(query, key, value, 2)
-    return attention(query, key, value, mask=mask, bias=bias, is_causal=is_causal, scale=scale)
-
-
-def _align_grouped_heads(
-    query: Tensor, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives key and value the same number of heads, which SDPA does not ask for."""
-    if query.dim() < 3 or key.dim() < 3 or value.dim() < 3:
-        raise RuntimeError(
-            "torch_ext.scaled_dot_product_attention: expected query, key and value to have a "
-            f"dimension of heads when enable_gqa is True, but got shapes {list(query.shape)}, "
-            f"{list(key.shape)} and {list(value.shape)}"
-        )
-    heads, key_heads, value_heads = query.size(-3), key.size(-3), value.size(-3)
-    if key_heads != value_heads:
-        if key_heads * value_heads == 0 or heads % key_heads != 0 or heads % value_heads != 0:
-            raise RuntimeError(
-                "torch_ext.scaled_dot_product_attention: expected the numbers of heads of key and "
-                f"value to divide the {heads} heads of query, but got {key_heads} and {value_heads}"
-            )
-        key = key.repeat_interleave(heads // key_heads, dim=-3)
-        value = value.repeat_interleave(heads // value_heads, dim=-3)
-    return _broadcast(query, key, value, 3)
-
-
-def _broadcast(
-    query: Tensor, key: Tensor, value: Tensor, kept: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Broadcasts all dimensions but the last `kept` with views; ranks may differ, as in SDPA."""
-    if query.shape[:-kept] == key.shape[:-kept] and key.shape[:-kept] == value.shape[:-kept]:
-        return query, key, value
-    rank = max(query.dim(), key.dim(), value.dim())
-    shape = [1] * (rank - kept)
-    for tensor in (query, key, value):
-        missing = rank - tensor.dim()
-        for i in range(tensor.dim() - kept):
-            size = tensor.size(i)
-            if shape[missing + i] == 1:
-                shape[missing + i] = size
-            elif size != 1 and size != shape[missing + i]:
-                raise RuntimeError(
-                    "torch_ext.scaled_dot_product_attention: expected query, key and value to "
-                    "broadcast in the dimensions before the last two (fewer heads of key and "
-                    f"value need enable_gqa=True), but got shapes {list(query.shape)}, "
-                    f"{list(key.shape)} and {list(value.shape)}"
-                )
-    return (
-        query.expand(shape + list(query.shape[-kept:])),
-        key.expand(shape + list(key.shape[-kept:])),
-        value.expand(shape + list(value.shape[-kept:])),
-    )
+    if heads < 1:
+        raise ValueError(f"alibi_slopes: expected heads to be at least 1, but got {heads}")
+    lower = 1 << (heads.bit_length() - 1)
+    exponents = [8 * (h + 1) / lower for h in range(lower)]
+    exponents += [4 * (2 * h + 1) / lower for h in range(heads - lower)]
+    return torch.tensor([2.0**-e for e in exponents], dtype=dtype, device=device)

@@ -14,16 +14,22 @@ _MAX_LABELS = 64  # per axis; longer sequences label every second, third ... tok
 _MAX_NUMBERS = 12  # numbers are written into the cells up to this many rows and columns
 
 
-def attention_weights(
+def attention_weights(  # noqa: D417 - the options are described with `attention`
     query: Tensor,
     key: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
     is_causal: bool = False,
+    window_left: int | None = None,
+    window_right: int | None = None,
+    bottom_right: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    sink: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """The matrix softmax(scale * query @ key^T + bias) that `attention` uses but never stores.
+    """The matrix softmax(scores) that `attention` uses, before dropout, but never stores.
 
     Costs memory for every row asked for: N x M per head without `rows`. For looking at a model, or
     for a loss on some of its weights; differentiable.
@@ -31,14 +37,13 @@ def attention_weights(
     Args:
         query: (..., H, N, D).
         key: (..., Hkv, M, D).
-        mask: as for `attention`: bool, True = attend, broadcastable to (..., H, N, M).
-        bias: as for `attention`.
-        is_causal: as for `attention`.
-        scale: as for `attention`.
         rows: int64 indices of the queries wanted, 1-D; no other row is computed. All by default.
 
+    The options, from mask to sink, are those of `attention`.
+
     Returns:
-        (..., H, N, M), or (..., H, len(rows), M). A row sums to 1, or is 0 where no key is visible.
+        (..., H, N, M), or (..., H, len(rows), M). A row sums to 1, with a sink to what it leaves,
+        and is 0 where no key is visible.
 
     Raises:
         RuntimeError: naming the argument, what was expected and what came.
@@ -46,7 +51,19 @@ def attention_weights(
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     """
     weights: Tensor = torch.ops.torch_ext.attention_weights(
-        query, key, mask=mask, bias=bias, is_causal=is_causal, scale=scale, rows=rows
+        query,
+        key,
+        mask=mask,
+        bias=bias,
+        is_causal=is_causal,
+        window_left=window_left,
+        window_right=window_right,
+        bottom_right=bottom_right,
+        scale=scale,
+        softcap=softcap,
+        slopes=slopes,
+        sink=sink,
+        rows=rows,
     )
     return weights
 

@@ -27,13 +27,13 @@ void forward_row(const ForwardProblem& p, int64_t head, int64_t i) {
   }
   if (max == -kInfinity && !is_nan) row.entries.clear();  // nothing but -inf: nothing to see
 
-  double sum = row.sink == -kInfinity ? 0 : std::exp(row.sink - max);
+  Sum sum = row.sink == -kInfinity ? 0 : std::exp(row.sink - max);
   for (const Entry& entry : row.entries) sum += std::exp(entry.score - max);
-  store_logsumexp(p, head, i, max, sum == 0 ? 0 : std::log(sum));
+  store_logsumexp(p, head, i, max, sum == 0 ? 0 : static_cast<double>(std::log(sum)));
 
   const Matrix v = key_matrix(p, p.value, head), o = query_matrix(p, p.output, head);
   for (int64_t e = 0; e < p.value_head_size; ++e) {
-    double weighted = 0;
+    Sum weighted = 0;
     for (const Entry& entry : row.entries) {
       weighted += std::exp(entry.score - max) * entry.keep * v(entry.key, e);
     }
@@ -45,10 +45,13 @@ void forward_row(const ForwardProblem& p, int64_t head, int64_t i) {
 void backward_row(const BackwardProblem& p, int64_t head, int64_t i, Sums& sums) {
   const Matrix q = query_matrix(p, p.query, head), k = key_matrix(p, p.key, head);
   const Matrix v = key_matrix(p, p.value, head), d_o = query_matrix(p, p.grad_output, head);
+  const Matrix o = query_matrix(p, p.output, head);
   const Row row = weighted_row(p, head, i);
-  const double delta = row_delta(p, head, i);
+  // delta = rowsum(dO∘O) - dL
+  double delta = row.entries.empty() ? 0 : dot(d_o, i, o, i, p.value_head_size);
+  if (p.grad_logsumexp) delta -= query_matrix(p, p.grad_logsumexp, head)(i);
 
-  std::vector<double> dq(p.head_size);
+  std::vector<Sum> dq(p.head_size);
   for (const Entry& entry : row.entries) {
     const int64_t j = entry.key;
     const double dp = entry.keep * dot(d_o, i, v, j, p.value_head_size);  // dP = (dO Vᵀ)∘Z

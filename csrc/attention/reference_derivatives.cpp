@@ -12,7 +12,7 @@ struct RowTangent {
   std::vector<double> raw_score;  // S0' = scale (Q' Kᵀ + Q K'ᵀ)
   std::vector<double> score;      // S' = t∘S0' + bias' - slope' distance
   double sink = 0;
-  double mean = 0;  // mu = rowsum(P∘S'), the sink's share included; this is L'
+  Sum mean = 0;  // mu = rowsum(P∘S'), the sink's share included; this is L'
 };
 
 template <class DirectedProblem>
@@ -48,7 +48,7 @@ void store_tangents(const DirectedProblem& p, int64_t head, int64_t i, const Row
   const Matrix v = key_matrix(p, p.value, head), vt = key_matrix(p, p.direction.value, head);
   const Matrix ot = query_matrix(p, p.output_tangent, head);
   for (int64_t e = 0; e < p.value_head_size; ++e) {
-    double sum = 0;
+    Sum sum = 0;
     for (size_t n = 0; n < row.entries.size(); ++n) {
       const Entry& entry = row.entries[n];
       const double kept = entry.weight * entry.keep;
@@ -71,27 +71,32 @@ struct ScoreGradient {
   double sink = 0;
 };
 
-// With dP = (dO Vᵀ)∘Z and dP' = (dO V'ᵀ)∘Z:
-//   G = dP' + S'∘(dP - delta) - mu∘dP,  epsilon = rowsum(P∘G)
+// With dP = (dO Vᵀ)∘Z, dP' = (dO V'ᵀ)∘Z and delta = rowsum(P∘dP) - dL:
+//   G = dP' + (S' - mu)∘(dP - delta),  epsilon = rowsum(P∘G)
 // The sink has dP = dP' = 0.
 ScoreGradient score_gradient(const SecondOrderProblem& p, int64_t head, int64_t i, const Row& row,
                              const RowTangent& tangent) {
   const Matrix v = key_matrix(p, p.value, head), vt = key_matrix(p, p.direction.value, head);
   const Matrix d_o = query_matrix(p, p.grad_output, head);
-  const double delta = row_delta(p, head, i);
+
+  std::vector<double> dp;
+  Sum delta = p.grad_logsumexp ? -query_matrix(p, p.grad_logsumexp, head)(i) : 0;
+  for (const Entry& entry : row.entries) {
+    dp.push_back(entry.keep * dot(d_o, i, v, entry.key, p.value_head_size));
+    delta += entry.weight * dp.back();
+  }
 
   ScoreGradient gradient;
-  double epsilon = 0;
+  Sum epsilon = 0;
   for (size_t n = 0; n < row.entries.size(); ++n) {
     const Entry& entry = row.entries[n];
-    const double dp = entry.keep * dot(d_o, i, v, entry.key, p.value_head_size);
     const double dpt = entry.keep * dot(d_o, i, vt, entry.key, p.value_head_size);
-    const double g = dpt + tangent.score[n] * (dp - delta) - tangent.mean * dp;
+    const Sum g = dpt + (tangent.score[n] - tangent.mean) * (dp[n] - delta);
     epsilon += entry.weight * g;
     gradient.score.push_back(g);
-    gradient.first.push_back(entry.weight * (dp - delta));
+    gradient.first.push_back(entry.weight * (dp[n] - delta));
   }
-  const double g_sink = -tangent.sink * delta;
+  const Sum g_sink = -(tangent.sink - tangent.mean) * delta;
   if (row.sink != -kInfinity) epsilon += row.sink_weight * g_sink;
 
   for (size_t n = 0; n < row.entries.size(); ++n) {
@@ -112,7 +117,7 @@ void second_order_row(const SecondOrderProblem& p, int64_t head, int64_t i, Sums
   const Matrix k = key_matrix(p, p.key, head), kt = key_matrix(p, p.direction.key, head);
   const Matrix d_o = query_matrix(p, p.grad_output, head);
 
-  std::vector<double> dq(p.head_size);
+  std::vector<Sum> dq(p.head_size);
   for (size_t n = 0; n < row.entries.size(); ++n) {
     const Entry& entry = row.entries[n];
     const int64_t j = entry.key;

@@ -9,6 +9,9 @@
 
 namespace torch_ext::reference {
 
+// Sums are rounded when they are complete: long ones would lose digits in double.
+using Sum = long double;
+
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // The two 16-bit formats: one sign bit, then the exponent, then the fraction.
@@ -111,10 +114,10 @@ inline Matrix key_matrix(const Problem& p, const Operand& operand, int64_t head)
 
 // Row i of a times row j of b; absent matrices are zero.
 inline double dot(const Matrix& a, int64_t i, const Matrix& b, int64_t j, int64_t size) {
-  double sum = 0;
-  if (!a || !b) return sum;
+  Sum sum = 0;
+  if (!a || !b) return 0;
   for (int64_t c = 0; c < size; ++c) sum += a(i, c) * b(j, c);
-  return sum;
+  return static_cast<double>(sum);
 }
 
 }  // namespace torch_ext::reference

@@ -87,22 +87,15 @@ Row weighted_row(const Saved& saved, int64_t head, int64_t i) {
   return row;
 }
 
-// delta = rowsum(dO∘O) - dL
-inline double row_delta(const BackwardProblem& p, int64_t head, int64_t i) {
-  const Matrix d_o = query_matrix(p, p.grad_output, head), o = query_matrix(p, p.output, head);
-  const double d_l = p.grad_logsumexp ? query_matrix(p, p.grad_logsumexp, head)(i) : 0;
-  return dot(d_o, i, o, i, p.value_head_size) - d_l;
-}
-
 // Sums over rows, rounded when they are complete: gradients of one key head, summed over the query
 // heads that share it, and gradients of one query head's slope and sink.
 struct Sums {
-  std::vector<double> key, value;  // (M, D), (M, E)
-  double slope = 0, sink = 0;
+  std::vector<Sum> key, value;  // (M, D), (M, E)
+  Sum slope = 0, sink = 0;
 };
 
 inline void store_rows(const Matrix& target, int64_t rows, int64_t cols,
-                       const std::vector<double>& x) {
+                       const std::vector<Sum>& x) {
   if (!target) return;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t c = 0; c < cols; ++c) target.set(i, c, x[i * cols + c]);

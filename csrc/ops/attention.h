@@ -179,6 +179,12 @@ Arguments map_tensors(const Arguments& arguments, Map map) {
   });
 }
 
+// None and an undefined tensor are both ways to say that an optional tensor is absent: here, None.
+template <class Arguments>
+Arguments without_undefined(const Arguments& arguments) {
+  return map_tensors(arguments, [](const Tensor& tensor) { return tensor; });
+}
+
 // How the dispatcher passes a field: tensors by reference, the rest by value.
 template <class Field>
 using Parameter = std::conditional_t<kHoldsTensor<Field>, const Field&, Field>;

@@ -17,7 +17,7 @@ void expect_strided(const Argument& a) {
               " to be a strided tensor, but got layout ", a.tensor.layout());
 }
 
-void expect_dtype(const Argument& a, at::ScalarType expected, const std::string& why) {
+void expect_dtype(const Argument& a, at::ScalarType expected, std::string_view why) {
   TORCH_CHECK(a.tensor.scalar_type() == expected, a.op, ": expected ", a.name, " to have dtype ",
               dtype_name(expected), why, ", but got ", dtype_name(a.tensor.scalar_type()));
 }
@@ -25,7 +25,8 @@ void expect_dtype(const Argument& a, at::ScalarType expected, const std::string&
 void expect_dtype_with_query(const Argument& a, const Tensor& query) {
   const at::ScalarType type = query.scalar_type(), wide = accumulation_type(type);
   if (goes_with_query(a.tensor.scalar_type(), type)) return;
-  expect_dtype(a, type, type == wide ? " like query" : " like query, or " + dtype_name(wide));
+  expect_dtype(a, type,
+               type == wide ? " like query" : c10::str(" like query, or ", dtype_name(wide)));
 }
 
 void expect_same_device(const Argument& a, const Tensor& query) {

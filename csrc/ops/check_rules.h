@@ -29,7 +29,7 @@ std::string dtype_name(at::ScalarType type);
 // Strided, so that sizes and strides may be asked for.
 void expect_strided(const Argument& a);
 
-void expect_dtype(const Argument& a, at::ScalarType expected, const std::string& why = "");
+void expect_dtype(const Argument& a, at::ScalarType expected, std::string_view why = "");
 
 // Query's dtype, or float32 where query has 16 bits.
 void expect_dtype_with_query(const Argument& a, const Tensor& query);

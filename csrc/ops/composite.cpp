@@ -8,7 +8,7 @@
 
 #include "ops/broadcast.h"
 #include "ops/checks.h"
-#include "ops/dense.h"
+#include "ops/dense_weights.h"
 
 namespace torch_ext::ops {
 namespace {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <ostream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,23 +32,31 @@ inline std::vector<cpu::Implementation> fast_implementations() {
   return supported;
 }
 
-// Both round once to the type of the tensor; what is left is the accumulation's error, `ulps` of
-// its type for numbers of the size of the tensor's largest. What is not finite must be so in both,
-// in the same way.
+struct Tolerance {
+  double ulps = 64;          // of the accumulation type, for numbers as large as the largest
+  double share = 0;          // of the largest
+  bool nan_for_inf = false;  // whether NaN will do where inf is expected
+};
+
+// Both round once to the type of the tensor; what is left is the accumulation's error. What is not
+// finite must be so in both, in the same way.
 inline void expect_close(const Tensor& got, const Tensor& want, const char* name,
-                         double ulps = 64) {
+                         const Tolerance& allowed = {}) {
   if (!want) return;
   double largest = 1;
   const auto grow = [&](auto... at) {
     if (std::isfinite(want.get(at...))) largest = std::max(largest, std::fabs(want.get(at...)));
   };
   want.for_each(grow);
-  const double accumulation = epsilon(statistics_dtype(want.dtype())) * ulps * largest;
+  const double tolerance =
+      (epsilon(statistics_dtype(want.dtype())) * allowed.ulps + allowed.share) * largest;
   int64_t wrong = 0;
   want.for_each([&](int64_t b, int64_t h, int64_t r, int64_t c) {
     const double x = got.get(b, h, r, c), y = want.get(b, h, r, c);
-    if (same(x, y) || std::fabs(x - y) <= epsilon(want.dtype()) * std::fabs(y) + accumulation)
-      return;
+    const bool is_close = std::isfinite(y)
+                              ? std::fabs(x - y) <= epsilon(want.dtype()) * std::fabs(y) + tolerance
+                              : same(x, y) || (allowed.nan_for_inf && std::isnan(x));
+    if (is_close) return;
     if (wrong++ == 0)
       ADD_FAILURE() << name << "[" << b << ", " << h << ", " << r << ", " << c << "] = " << x
                     << ", expected " << y;
@@ -56,20 +65,10 @@ inline void expect_close(const Tensor& got, const Tensor& want, const char* name
   EXPECT_TRUE(got.gaps_untouched()) << "written outside the elements of " << name;
 }
 
-inline std::string describe(const Case& c) {
-  std::string text;
-  for (const int64_t n : {c.shape.batch, c.shape.heads, c.shape.key_heads, c.shape.n, c.shape.m,
-                          c.shape.d, c.shape.e})
-    text += (text.empty() ? "B H Hkv N M D E = " : " ") + std::to_string(n);
-  return text + ", dtype " + std::to_string(int(c.options.dtype)) + ", layout " +
-         std::to_string(int(c.options.layout)) + ", mask '" + c.options.mask + "', bias '" +
-         c.options.bias + "', causal " + std::to_string(c.options.is_causal);
-}
-
 // logsumexp + residual: together they carry more digits than either.
 inline void expect_close_logsumexp(const std::vector<Tensor>& got, const std::vector<Tensor>& want,
                                    double ulps) {
-  expect_close(got[1], want[1], "logsumexp", 8);
+  expect_close(got[1], want[1], "logsumexp", {8});
   want[1].for_each([&](int64_t b, int64_t h, int64_t r, int64_t c) {
     const double x = got[1].get(b, h, r, c), residual = got[2].get(b, h, r, c);
     const double rest =
@@ -82,21 +81,45 @@ inline void expect_close_logsumexp(const std::vector<Tensor>& got, const std::ve
   EXPECT_TRUE(got[1].gaps_untouched() && got[2].gaps_untouched());
 }
 
-// Forward and backward of every level against the reference. A score is rounded relative to its own
+inline void expect_all_close(std::span<const Tensor> got, std::span<const Tensor> want,
+                             std::span<const char* const> names, const Tolerance& allowed) {
+  ASSERT_EQ(got.size(), names.size());
+  ASSERT_EQ(want.size(), names.size());
+  for (size_t i = 0; i < want.size(); ++i) expect_close(got[i], want[i], names[i], allowed);
+}
+
+// All four operators of every level against the reference. A score is rounded relative to its own
 // size, which its exponential then has as an absolute error: give `largest_score` where scores are
 // large.
 inline void expect_agreement(Case& c, double largest_score = 1) {
+  constexpr const char* kGradients[] = {"grad_query", "grad_key",    "grad_value",
+                                        "grad_bias",  "grad_slopes", "grad_sink"};
+  constexpr const char* kTangents[] = {"output_tangent", "logsumexp_tangent"};
+  // The kernels subtract mu∘O, with the output as it was rounded; inf - inf is NaN.
+  const DType dtype = c.options.dtype;
+  const double rounding = dtype == statistics_dtype(dtype) ? 0 : epsilon(dtype);
+  const Tolerance for_forward{64 * largest_score}, for_gradients{256 * largest_score},
+      for_second_gradients{1024 * largest_score}, for_tangents{256 * largest_score, rounding, true};
+
+  const auto forward = c.run(reference_forward), backward = c.run(reference_backward);
+  const auto tangent = c.run(reference_tangent), second_order = c.run(reference_second_order);
   for (const cpu::Implementation& level : fast_implementations()) {
-    SCOPED_TRACE(std::string(level.name) + ": " + describe(c));
-    const std::vector<Tensor> forward = c.run(level.forward),
-                              forward_reference = c.run(reference_forward);
-    expect_close(forward[0], forward_reference[0], "output", 64 * largest_score);
-    expect_close_logsumexp(forward, forward_reference, 64 * largest_score);
-    const std::vector<Tensor> backward = c.run(level.backward),
-                              backward_reference = c.run(reference_backward);
-    const char* names[] = {"grad_query", "grad_key", "grad_value", "grad_bias"};
-    for (int i = 0; i < 4; ++i)
-      expect_close(backward[i], backward_reference[i], names[i], 256 * largest_score);
+    SCOPED_TRACE(std::string(level.name) + ": " + describe(c.shape, c.options));
+    const auto got = c.run(level.forward);
+    expect_close(got[0], forward[0], "output", for_forward);
+    expect_close_logsumexp(got, forward, for_forward.ulps);
+    // The others start from the same numbers as the reference.
+    c.output = forward[0];
+    c.logsumexp = forward[1];
+    c.logsumexp_residual = forward[2];
+    expect_all_close(c.run(level.backward), backward, kGradients, for_gradients);
+    expect_all_close(c.run(level.tangent), tangent, kTangents, for_tangents);
+    SCOPED_TRACE("second order");
+    const auto second = c.run(level.second_order);
+    expect_all_close(std::span(second).first(6), std::span(second_order).first(6), kGradients,
+                     for_second_gradients);
+    expect_all_close(std::span(second).last(2), std::span(second_order).last(2), kTangents,
+                     for_tangents);
   }
 }
 

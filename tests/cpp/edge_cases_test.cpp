@@ -17,12 +17,21 @@ TEST_P(EdgeCaseTest, RowsThatSeeNothingAreZero) {
     for (const int64_t row : {0, 3, 69}) c.mask.set(0, 0, row, j, 0);
   const auto forward = c.run(GetParam().forward);
   const auto backward = c.run(GetParam().backward);
+  const auto second_order = c.run(GetParam().second_order);
+  const auto tangent = c.run(GetParam().tangent);
   for (int64_t h = 0; h < 2; ++h)
     for (const int64_t row : {0, 3, 69}) {
+      EXPECT_EQ(tangent[1].get(0, h, row, 0), 0);
       EXPECT_EQ(forward[1].get(0, h, row, 0), -kInf);
       EXPECT_EQ(forward[2].get(0, h, row, 0), 0);
-      for (int64_t e = 0; e < 6; ++e) EXPECT_EQ(forward[0].get(0, h, row, e), 0);
-      for (int64_t d = 0; d < 5; ++d) EXPECT_EQ(backward[0].get(0, h, row, d), 0);
+      for (int64_t e = 0; e < 6; ++e) {
+        EXPECT_EQ(forward[0].get(0, h, row, e), 0);
+        EXPECT_EQ(tangent[0].get(0, h, row, e), 0);
+      }
+      for (int64_t d = 0; d < 5; ++d) {
+        EXPECT_EQ(backward[0].get(0, h, row, d), 0);
+        EXPECT_EQ(second_order[0].get(0, h, row, d), 0);
+      }
     }
   expect_agreement(c);
 }
@@ -34,7 +43,7 @@ TEST_P(EdgeCaseTest, WeightsSumToOneUnderAHugeBias) {
     Options options;
     options.dtype = dtype;
     options.bias = "M";
-    options.wide_bias = true;
+    options.wide = true;
     Case c({1, 1, 1, 1, 1024, 4, 1}, options);
     c.query.fill([] { return 0; });
     c.bias.fill([&] { return dtype == DType::Float64 ? -1e18 : -1e9; });
@@ -58,27 +67,54 @@ TEST_P(EdgeCaseTest, RisingAndFallingScores) {
   }
 }
 
-// Whether a tile may hold inf or NaN where it is hidden, forward and backward; the reference never
+// Whether a tile may hold inf or NaN where it is hidden, in all four operators; the reference never
 // reads it there.
 TEST_P(EdgeCaseTest, HiddenInfinityAndNanReachNothing) {
+  const auto expect_finite = [](const std::vector<Tensor>& results) {
+    for (const Tensor& t : results)
+      if (t) t.for_each([&](auto... at) { EXPECT_TRUE(std::isfinite(t.get(at...))); });
+  };
   for (const double poison : {kInf, -kInf, kNan})
     for (const bool is_causal : {false, true}) {
       Options options;
       options.mask = "M";
       options.bias = is_causal ? "" : "BHNM";
       options.is_causal = is_causal;
+      options.softcap = is_causal ? 2 : 0;
+      options.sink = is_causal ? "" : "H";
+      options.dropout_p = is_causal ? 0.2 : 0;
       Case c({1, 2, 1, 66, 130, 16, 16}, options);
       for (int64_t j = 0; j < 130; ++j) c.mask.set(0, 0, 0, j, j % 7 != 3);
-      for (int64_t j = 3; j < 130; j += 14)
-        for (const int64_t column : {0, 15}) {
-          c.key.set(0, 0, j, column, poison);
-          c.value.set(0, 0, j, column, poison);
+      for (int64_t j = 3; j < 130; j += 14) {
+        for (const int64_t column : {0, 15})
+          for (Tensor* t : {&c.key, &c.value, &c.direction.key, &c.direction.value})
+            t->set(0, 0, j, column, poison);
+        if (c.bias) {
+          c.bias.set(0, 0, 5, j, poison);
+          c.direction.bias.set(0, 1, 7, j, poison);
         }
+      }
       expect_agreement(c);
-      const auto gradients = c.run(GetParam().backward);
-      for (const Tensor& t : gradients)
-        if (t) t.for_each([&](auto... at) { EXPECT_TRUE(std::isfinite(t.get(at...))); });
+      expect_finite(c.run(GetParam().backward));
+      expect_finite(c.run(GetParam().tangent));
+      expect_finite(c.run(GetParam().second_order));
     }
+}
+
+TEST_P(EdgeCaseTest, InfinityAndNanOutsideTheWindowReachNothing) {
+  for (const double poison : {kInf, kNan}) {
+    Options options;
+    options.left = 20;
+    options.right = 3;
+    options.bottom_right = true;
+    Case c({1, 1, 1, 70, 300, 16, 16}, options);
+    for (int64_t j = 0; j < 210; ++j)  // the first query sees keys 210 … 233
+      for (Tensor* t : {&c.key, &c.value, &c.direction.key, &c.direction.value})
+        t->set(0, 0, j, 3, poison);
+    expect_agreement(c);
+    const Tensor output = c.run(GetParam().forward)[0];
+    output.for_each([&](auto... at) { EXPECT_TRUE(std::isfinite(output.get(at...))); });
+  }
 }
 
 TEST_P(EdgeCaseTest, VisibleInfinityAndNanReachWhatTheySay) {
@@ -145,10 +181,32 @@ TEST_P(EdgeCaseTest, AbsentGradOutputIsZero) {
   Case c({1, 2, 1, 20, 30, 5, 6}, {});
   c.run(reference_forward);
   c.grad_output.fill([] { return 0; });
-  const auto want = c.run(GetParam().backward);
+  const auto backward = c.run(GetParam().backward);
+  const auto second_order = c.run(GetParam().second_order);
   c.grad_output = Tensor();
-  const auto got = c.run(GetParam().backward);
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(got[i].bytes(), want[i].bytes()) << i;
+  const auto expect_same = [](const std::vector<Tensor>& got, const std::vector<Tensor>& want) {
+    for (size_t i = 0; i < want.size(); ++i) {
+      if (want[i]) {
+        EXPECT_EQ(got[i].bytes(), want[i].bytes()) << i;
+      }
+    }
+  };
+  expect_same(c.run(GetParam().backward), backward);
+  expect_same(c.run(GetParam().second_order), second_order);
+}
+
+// The tangents are computed twice, by attention_tangent and by attention_second_order.
+TEST_P(EdgeCaseTest, SecondOrderHasTheTangentsOfTangent) {
+  Options options;
+  options.bias = "NM";
+  options.softcap = 3;
+  options.sink = "H";
+  options.dropout_p = 0.25;
+  Case c({2, 2, 1, 70, 101, 5, 6}, options);
+  c.run(GetParam().forward);
+  const auto tangent = c.run(GetParam().tangent), second_order = c.run(GetParam().second_order);
+  expect_close(second_order[6], tangent[0], "output_tangent", {32});
+  expect_close(second_order[7], tangent[1], "logsumexp_tangent", {32});
 }
 
 INSTANTIATE_TEST_SUITE_P(Levels, EdgeCaseTest, testing::ValuesIn(fast_implementations()),

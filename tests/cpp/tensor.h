@@ -41,8 +41,6 @@ class Tensor {
   explicit operator bool() const { return memory_ != nullptr; }
   const std::vector<int64_t>& sizes() const { return sizes_; }
   DType dtype() const { return dtype_; }
-  void poison() { memory_->poison(); }
-  void fill_zero() { std::memset(memory_->begin(), 0, memory_->size()); }
 
   double get(int64_t b, int64_t h, int64_t r, int64_t c) const {
     const unsigned char* at = memory_->begin() + offset(b, h, r, c) * element_size();
@@ -57,6 +55,8 @@ class Tensor {
         return decode_float16(read<uint16_t>(at));
       case DType::Bool:
         return read<uint8_t>(at);
+      case DType::Int64:
+        return static_cast<double>(read<int64_t>(at));
     }
     return kNan;
   }
@@ -73,6 +73,8 @@ class Tensor {
         return write(at, encode16(x, 5));
       case DType::Bool:
         return write(at, static_cast<uint8_t>(x != 0));
+      case DType::Int64:
+        return write(at, static_cast<int64_t>(x));
     }
   }
   template <class Use>  // use(b, h, r, c)
@@ -117,10 +119,17 @@ class Tensor {
 
  private:
   int64_t element_size() const {
-    return dtype_ == DType::Float64   ? 8
-           : dtype_ == DType::Float32 ? 4
-           : dtype_ == DType::Bool    ? 1
-                                      : 2;
+    switch (dtype_) {
+      case DType::Float64:
+      case DType::Int64:
+        return 8;
+      case DType::Float32:
+        return 4;
+      case DType::Bool:
+        return 1;
+      default:
+        return 2;
+    }
   }
   int64_t offset(int64_t b, int64_t h, int64_t r, int64_t c) const {
     return b * strides_[0] + h * strides_[1] + r * strides_[2] + c * strides_[3];

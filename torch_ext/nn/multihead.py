@@ -1,11 +1,12 @@
 """Multi-head attention with learned projections."""
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from torch_ext.functional import attention
+from torch_ext.functional import alibi_slopes, attention
 from torch_ext.nn._checks import check_input
 from torch_ext.nn.positions import RotaryEmbedding
 
@@ -16,13 +17,14 @@ class MultiheadAttention(nn.Module):
     W_Q, W_K, W_V and W_O are the linear layers `q_proj`, `k_proj`, `v_proj` and `out_proj`.
 
     `load_state_dict` also takes the state of a `torch.nn.MultiheadAttention` and then computes what
-    that module does with batch_first=True, no dropout, add_bias_kv and add_zero_attn off. One
-    difference to mind: **here, as in SDPA, a bool mask says True = attend; in
-    torch.nn.MultiheadAttention True = hide**, for `attn_mask` and for `key_padding_mask`. So
-    `attn_mask=hidden` there is `mask=~hidden` here, `key_padding_mask=padding` there is
-    `key_mask=~padding` here, and a float `attn_mask` there is `bias` here; a mask per head,
-    (B * H, N, M) there, is (B, H, N, M) here. (Asked for its weights, torch.nn gives NaN to a
-    query that sees no key; here its heads give 0, and the output is out_proj's bias.)
+    that module does with batch_first=True, add_bias_kv and add_zero_attn off (with dropout, which
+    drops attention weights in both, the same but for the random numbers). One difference to mind:
+    **here, as in SDPA, a bool mask says True = attend; in torch.nn.MultiheadAttention True =
+    hide**, for `attn_mask` and for `key_padding_mask`. So `attn_mask=hidden` there is
+    `mask=~hidden` here, `key_padding_mask=padding` there is `key_mask=~padding` here, and a float
+    `attn_mask` there is `bias` here; a mask per head, (B * H, N, M) there, is (B, H, N, M) here.
+    (Asked for its weights, torch.nn gives NaN to a query that sees no key; here its heads give 0,
+    and the output is out_proj's bias.)
 
     Args:
         embed_dim: size of the vectors of query and of the output.
@@ -32,6 +34,18 @@ class MultiheadAttention(nn.Module):
         bias: whether the four projections add a learned vector.
         kdim: size of the vectors of key; embed_dim by default.
         vdim: size of the vectors of value; embed_dim by default.
+        dropout: probability, in [0, 1), with which an attention weight is set to 0 while training;
+            drawn from torch's generator.
+        window_left: how many positions back a query sees; unlimited by default.
+        window_right: how many positions ahead a query sees; unlimited by default.
+        bottom_right: is_causal, the window and ALiBi count distances from the end: the last query
+            lies beside the last key, rather than the first beside the first.
+        softcap: bound of the scaled products, above 0; none by default.
+        alibi: scores fall with the distance. "fixed": by `torch_ext.alibi_slopes`, the buffer
+            `slopes`, which is not part of the state; "learned": they are where the parameter
+            `slopes`, (num_heads), starts; None: not at all.
+        sink: whether each head learns the score of one more key whose value is 0, the parameter
+            `sink`, (num_heads), 0 at first.
         rotary: turns queries and keys by their positions, 0 .. N - 1 and 0 .. M - 1, before the
             scores are taken; its head_size is embed_dim / num_heads. There is no offset: to decode
             with cached keys, project, apply `RotaryEmbedding` with its offset and call
@@ -41,7 +55,7 @@ class MultiheadAttention(nn.Module):
 
     Raises:
         ValueError: num_heads does not divide embed_dim, num_kv_heads does not divide num_heads,
-            or rotary is for another head size.
+            rotary is for another head size, or an option is out of range.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2; grouped heads Ainslie
         et al. 2023, "GQA"; Shazeer 2019, "Fast Transformer Decoding".
@@ -56,6 +70,13 @@ class MultiheadAttention(nn.Module):
         bias: bool = True,
         kdim: int | None = None,
         vdim: int | None = None,
+        dropout: float = 0.0,
+        window_left: int | None = None,
+        window_right: int | None = None,
+        bottom_right: bool = False,
+        softcap: float | None = None,
+        alibi: Literal["fixed", "learned"] | None = None,
+        sink: bool = False,
         rotary: RotaryEmbedding | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -73,6 +94,13 @@ class MultiheadAttention(nn.Module):
                 f"MultiheadAttention: expected rotary to have head size {self.head_size} "
                 f"(embed_dim / num_heads), but got {rotary.head_size}"
             )
+        _check_options(dropout, window_left, window_right, softcap, alibi)
+        self.dropout = float(dropout)
+        self.window_left = window_left
+        self.window_right = window_right
+        self.bottom_right = bottom_right
+        self.softcap = None if softcap is None else float(softcap)
+        self.alibi = alibi
         kv_dim = num_kv_heads * self.head_size
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
@@ -81,15 +109,27 @@ class MultiheadAttention(nn.Module):
         self.v_proj = nn.Linear(self.vdim, kv_dim, bias, device=device, dtype=dtype)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self.rotary = rotary
+        per_head = torch.empty(num_heads, device=device, dtype=dtype)
+        if alibi == "learned":
+            self.slopes: Tensor | None = nn.Parameter(per_head.clone())
+        else:
+            slopes = per_head.clone() if alibi == "fixed" else None
+            self.register_buffer("slopes", slopes, persistent=False)
+        self.sink: Tensor | None = nn.Parameter(per_head) if sink else None
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_unpack_torch_state)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
-        """Weights uniform as in Glorot and Bengio 2010, added vectors 0."""
+        """Weights uniform as in Glorot and Bengio 2010, vectors and sinks 0, slopes ALiBi's."""
         for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
+        if self.slopes is not None:
+            with torch.no_grad():
+                self.slopes.copy_(alibi_slopes(self.num_heads, dtype=torch.float64))
+        if self.sink is not None:
+            nn.init.zeros_(self.sink)
 
     def forward(
         self,
@@ -108,9 +148,10 @@ class MultiheadAttention(nn.Module):
             key: (..., M, kdim); query by default (self-attention).
             value: (..., M, vdim); key by default.
             mask: bool, broadcastable to (..., H, N, M); True = attend.
-            bias: added to the scaled scores, broadcastable to (..., H, N, M); -inf hides.
+            bias: added to the scores, broadcastable to (..., H, N, M); -inf hides.
             key_mask: bool, (..., M); True = a real key, False = padding that no query sees.
-            is_causal: query i sees keys j <= i. All four together mean their intersection.
+            is_causal: query i sees keys j <= i; with bottom_right counted from the end. All four
+                and the window together mean their intersection.
 
         Returns:
             (..., N, embed_dim).
@@ -144,7 +185,21 @@ class MultiheadAttention(nn.Module):
         v = self._split_heads(self.v_proj(value), self.num_kv_heads)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
-        o = attention(q, k, v, mask=mask, bias=bias, is_causal=is_causal)
+        o = attention(
+            q,
+            k,
+            v,
+            mask=mask,
+            bias=bias,
+            is_causal=is_causal,
+            window_left=self.window_left,
+            window_right=self.window_right,
+            bottom_right=self.bottom_right,
+            softcap=self.softcap,
+            slopes=self.slopes,
+            sink=self.sink,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
         output: Tensor = self.out_proj(o.transpose(-3, -2).flatten(-2))
         return output
 
@@ -155,7 +210,18 @@ class MultiheadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """What print shows between the parentheses."""
-        return f"{self.embed_dim}, {self.num_heads}, num_kv_heads={self.num_kv_heads}"
+        text = f"{self.embed_dim}, {self.num_heads}, num_kv_heads={self.num_kv_heads}"
+        options = (
+            ("dropout", self.dropout, 0.0),
+            ("window_left", self.window_left, None),
+            ("window_right", self.window_right, None),
+            ("bottom_right", self.bottom_right, False),
+            ("softcap", self.softcap, None),
+            ("alibi", self.alibi, None),
+            ("sink", self.sink is not None, False),
+        )
+        chosen = [f", {name}={value!r}" for name, value, default in options if value != default]
+        return text + "".join(chosen)
 
 
 def _unpack_torch_state(
@@ -179,6 +245,27 @@ def _unpack_torch_state(
         separate = state.pop(f"{prefix}{name}_weight", None)
         if separate is not None:
             state[f"{prefix}{name}.weight"] = separate
+
+
+def _check_options(
+    dropout: float,
+    window_left: int | None,
+    window_right: int | None,
+    softcap: float | None,
+    alibi: str | None,
+) -> None:
+    def check(name: str, value: object, possible: bool, expected: str) -> None:
+        if not possible:
+            raise ValueError(
+                f"MultiheadAttention: expected {name} to be {expected}, but got {value!r}"
+            )
+
+    check("dropout", dropout, 0.0 <= dropout < 1.0, "at least 0 and below 1")
+    for name, extent in (("window_left", window_left), ("window_right", window_right)):
+        check(name, extent, extent is None or extent >= 0, "at least 0, or None")
+    positive = softcap is None or 0.0 < softcap < math.inf
+    check("softcap", softcap, positive, "above 0 and finite, or None")
+    check("alibi", alibi, alibi in ("fixed", "learned", None), '"fixed", "learned" or None')
 
 
 def _check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:

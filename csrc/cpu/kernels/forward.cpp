@@ -137,11 +137,12 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
 
   pack_transposed<T>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
                      x.width);
-  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing.
+  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A sink
+  // of +inf or NaN makes its rows NaN.
   const T sink = p.sink ? head_value<T>(p, p.sink, t.head) : -kInfinity<T>;
   for (int64_t i = 0; i < x.width; i += V::kSize) {
     V::fill(sink).store(x.row_max + i);
-    V::fill(sink == -kInfinity<T> ? 0 : 1).store(x.row_sum + i);
+    V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
   }
   for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
 

@@ -26,7 +26,7 @@ struct GradientScratch {
   // The second order alone.
   T *q_dot, *q_dot_transposed;  // as q
   T *k_dot, *v_dot;             // as k and v
-  T *mu, *epsilon;              // (width)
+  T *center, *mu, *epsilon;     // (width)
   T* s_dot;                     // (keys, width): q' k^T + q k'^T, then the factor of k' and q'
   T *dp_dot, *b_dot;            // (keys, width)
   int64_t bytes;
@@ -60,6 +60,7 @@ struct GradientScratch {
       q_dot_transposed = scratch.take<T>(width * problem.head_size);
       k_dot = scratch.take<T>(chunk * plan.head_columns);
       v_dot = scratch.take<T>(chunk * plan.value_columns);
+      center = scratch.take<T>(width);
       mu = scratch.take<T>(width);
       epsilon = scratch.take<T>(width);
       s_dot = scratch.take<T>(tile);

@@ -3,10 +3,10 @@
 // Backward:      s^T = k q^T,  p = exp((s - lse) - residual),  dp^T = z (v do^T)
 //                w = z p,  ds = p (dp - delta),  ds0 = t ds
 // Second order:  s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  s'_b = c t s' + b'
-//                w = z p (s'_b - mu),  ds = p (dp' + s'_b (dp - delta) - mu dp - eps)
+//                w = z p (s'_b - mu),  ds = p (dp' + (s'_b - mu) (dp - delta) - eps)
 //                ds0 = t ds + t' c s' p (dp - delta),  ds0' = t p (dp - delta)
-// with the slope of softcap t = 1 - u^2, t' = -2 u t / softcap (1 and 0 without it) and the keep
-// mask z of dropout (1 without it).
+// with mu = center + mean(s'_b - center), the slope of softcap t = 1 - u^2, t' = -2 u t / softcap
+// (1 and 0 without it) and the keep mask z of dropout (1 without it).
 #pragma once
 
 #include "cpu/kernels/dropout.h"
@@ -47,6 +47,7 @@ class GradientTile {
       q_dot_ = load(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
       transpose(p_.direction.query, t, p_.head_size, x_.q_dot_transposed);
       copy_rows(t, rows_.delta(t.head), x_.delta);
+      copy_rows(t, rows_.center(t.head), x_.center);
       copy_rows(t, rows_.mu(t.head), x_.mu);
       copy_rows(t, rows_.epsilon(t.head), x_.epsilon);
     } else {
@@ -151,8 +152,8 @@ class GradientTile {
   template <bool kAdditive, bool kCapped>
   TORCH_EXT_INLINE void second_order_column(int64_t column, int64_t keys) const {
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
-    const V delta = V::load(x_.delta + column), mu = V::load(x_.mu + column),
-            epsilon = V::load(x_.epsilon + column);
+    const V delta = V::load(x_.delta + column), center = V::load(x_.center + column),
+            mu = V::load(x_.mu + column), epsilon = V::load(x_.epsilon + column);
     V u = V::fill(0);
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t entry = j * x_.width + column;
@@ -162,10 +163,11 @@ class GradientTile {
       const V s0_dot = V::load(x_.s_dot + entry) * rule_.scale;
       const V slope = kCapped ? rule_.cap_slope(u) : V::fill(1);
       const V s_dot = (kCapped ? slope * s0_dot : s0_dot) + V::load(x_.b_dot + entry);
-      const V dp = V::load(x_.ds + entry), centred = dp - delta;
-      const V g = fma(s_dot, centred, V::load(x_.dp_dot + entry)) - mu * dp;
+      const V apart = (s_dot - center) - mu;
+      const V centred = V::load(x_.ds + entry) - delta;
+      const V g = fma(apart, centred, V::load(x_.dp_dot + entry));
       const V first = p * centred, second = p * (g - epsilon);
-      store<kAdditive>(p * (s_dot - mu), additive, x_.p + entry);
+      store<kAdditive>(p * apart, additive, x_.p + entry);
       store<kAdditive>(second, additive, x_.ds + entry);
       store<kAdditive>(slope * first, additive, x_.s_dot + entry);
       if constexpr (kCapped) {

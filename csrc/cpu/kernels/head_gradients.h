@@ -1,5 +1,5 @@
 // Gradients of the numbers per head: slopes and sinks. Sums are kept in double, one for each part
-// of a head, and added in the order of heads and parts.
+// of a head, added in the order of heads and parts and rounded once.
 #pragma once
 
 #include "cpu/kernels/row_statistics.h"
@@ -8,14 +8,38 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// x[head] += sums[0] + sums[step] + …, `parts` of them.
-template <class T>
-void add_head_sums(const Problem& p, const double* sums, int64_t step, int64_t parts, int64_t head,
-                   const Operand& x) {
-  T& out = row_value<T>(x, head_offset(p, x, head), 0);
+// sums[0] + sums[step] + …, `parts` of them.
+TORCH_EXT_INLINE double sum_parts(const double* sums, int64_t step, int64_t parts) {
   double sum = 0;
   for (int64_t part = 0; part < parts; ++part) sum += sums[part * step];
-  out += static_cast<T>(sum);
+  return sum;
+}
+
+// The first head that shares its number of `x` with `head`: index 0 along broadcast dimensions.
+TORCH_EXT_INLINE int64_t first_sharing_head(const Problem& p, const Operand& x, int64_t head) {
+  int64_t first = 0, step = 1;
+  for (int d = p.leading_dims - 1; d >= 0; --d) {
+    if (x.leading_strides[d] != 0) first += head % p.leading_sizes[d] * step;
+    head /= p.leading_sizes[d];
+    step *= p.leading_sizes[d];
+  }
+  return first;
+}
+
+// x[head] += sum_of(head) for all heads.
+template <class T, class SumOf>
+void add_head_sums(const Problem& p, const Operand& x, const SumOf& sum_of) {
+  const int64_t heads = p.query_heads();
+  const Buffer buffer(heads * static_cast<int64_t>(sizeof(double)));
+  double* sums = static_cast<double*>(buffer.data());
+  for (int64_t head = 0; head < heads; ++head) {
+    const int64_t first = first_sharing_head(p, x, head);
+    sums[head] = sum_of(head);
+    if (first < head) sums[first] += sums[head];
+  }
+  for (int64_t head = 0; head < heads; ++head)
+    if (first_sharing_head(p, x, head) == head)
+      row_value<T>(x, head_offset(p, x, head), 0) += static_cast<T>(sums[head]);
 }
 
 // -sum(ds |distance|) of a tile; hidden entries of ds are 0.
@@ -50,9 +74,9 @@ class SlopeSums {
   template <class T>
   void write(const BackwardProblem& p) const {
     if (sums_.bytes() == 0) return;
-    for (int64_t head = 0; head < p.query_heads(); ++head)
-      add_head_sums<T>(p, of(head / group_, 0) + head % group_, group_, cells_, head,
-                       p.grad_slopes);
+    add_head_sums<T>(p, p.grad_slopes, [&](int64_t head) {
+      return sum_parts(of(head / group_, 0) + head % group_, group_, cells_);
+    });
   }
 
  private:
@@ -82,8 +106,11 @@ void sink_gradient(const P& p, RowStatistics<T> rows) {
       row_deltas(p, t, p.grad_output ? dO : nullptr, dO + width * p.value_head_size, delta);
     } else {
       const T a_dot = head_value<T>(p, p.direction.sink, t.head);
-      for (int64_t i = 0; i < t.queries; ++i)
-        delta[i] = a_dot * rows.delta(t.head)[t.query + i] + rows.epsilon(t.head)[t.query + i];
+      for (int64_t i = 0; i < t.queries; ++i) {
+        const int64_t row = t.query + i;
+        const T apart = (a_dot - rows.center(t.head)[row]) - rows.mu(t.head)[row];
+        delta[i] = apart * rows.delta(t.head)[row] + rows.epsilon(t.head)[row];
+      }
     }
     const T sink = head_value<T>(p, p.sink, t.head);
     double sum = 0;
@@ -93,8 +120,8 @@ void sink_gradient(const P& p, RowStatistics<T> rows) {
     }
     sums[t.head * tiles + t.query / kTileQueries] = sum;
   });
-  for (int64_t head = 0; head < p.query_heads(); ++head)
-    add_head_sums<T>(p, sums + head * tiles, 1, tiles, head, p.grad_sink);
+  add_head_sums<T>(p, p.grad_sink,
+                   [&](int64_t head) { return sum_parts(sums + head * tiles, 1, tiles); });
 }
 
 }  // namespace

@@ -59,15 +59,16 @@ TORCH_EXT_INLINE Vec<T> distances(const Problem& p, const TileRange& t, int64_t 
          (Vec<T>::fill(static_cast<T>(i)) + Vec<T>::iota());
 }
 
-// tile -= slope |distance|
+// tile -= slope |distance|; what is -inf stays so, whatever the slope (inf and NaN included).
 template <class T>
 void subtract_slope(const Problem& p, const TileRange& t, T slope, T* tile) {
   using V = Vec<T>;
-  const V factor = V::fill(-slope);
+  const V factor = V::fill(-slope), hidden = V::fill(-kInfinity<T>);
   for (int64_t j = 0; j < t.keys; ++j)
     for (int64_t i = 0; i < t.width; i += V::kSize) {
       T* out = tile + j * t.width + i;
-      fma(factor, abs(distances<T>(p, t, j, i)), V::load(out)).store(out);
+      const V x = V::load(out);
+      if_equal(x, hidden, hidden, fma(factor, abs(distances<T>(p, t, j, i)), x)).store(out);
     }
 }
 

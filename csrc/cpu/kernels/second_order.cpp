@@ -9,7 +9,8 @@ namespace {
 
 template <class T>
 void run_second_order(const SecondOrderProblem& p) {
-  const Buffer memory(p.query_heads() * 3 * p.query_length * static_cast<int64_t>(sizeof(T)));
+  const int64_t numbers = p.query_heads() * p.query_length * RowStatistics<T>::kNumbers;
+  const Buffer memory(numbers * static_cast<int64_t>(sizeof(T)));
   const RowStatistics<T> rows{static_cast<T*>(memory.data()), p.query_length};
   tangent_sweep(p, rows);
   if (p.grad_query || p.grad_key || p.grad_value || p.grad_bias || p.grad_slopes || p.grad_sink)

@@ -3,74 +3,26 @@
 //   s'  = c (q' k^T + q k'^T) + b'           (its first part times the slope of softcap)
 //   mu  = rowsum(p s')                       = lse'
 //   o'  = (p s') v + p v' - mu o
-// and, for the second order, with dp = do v^T, dp' = do v'^T, delta = rowsum(p dp) - dlse,
-//   eps = rowsum(p dp') + rowsum(p s' dp) - delta mu - mu rowsum(p dp).
-// With dropout dp, dp' and the weights of v and v' carry z.
+// and, for the second order, with dp = do v^T, dp' = do v'^T,
+//   delta = rowsum(p dp) - dlse,  eps = rowsum(p dp') + rowsum(p (s' - mu) (dp - delta)).
+// s' is taken from an origin of its row, which changes rounding errors alone (row_statistics.h).
+// With dropout dp, dp' and the weights of v and v' carry z. The sink is one more key of every row.
 //
 // Task: one tile of queries of one head, over the tiles of keys that the window shows to it. Every
 // operand is read once a task; nothing of size N x M exists.
 #pragma once
 
 #include "cpu/kernels/dropout.h"
-#include "cpu/kernels/row_statistics.h"
+#include "cpu/kernels/tangent_scratch.h"
 #include "cpu/kernels/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
 template <class T, class P>
-struct TangentScratch {
-  static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
-
-  int64_t width;             // queries of a tile, in whole vectors
-  int64_t columns;           // E in whole vectors
-  T *q, *q_dot;              // (D, width), transposed
-  T* dO;                     // (E, width), transposed
-  T *k, *k_dot, *v, *v_dot;  // (keys, …) where they cannot be read in place
-  T* p;                      // (keys, width): s, then p
-  T* s_dot;                  // (keys, width): q' k^T + q k'^T, then p s'
-  T *dp, *dp_dot;            // (keys, width)
-  T *additive, *b_dot, *z;   // (keys, width)
-  T* spare;                  // for a tile of scores or of v
-  T* o_dot;                  // (width, columns)
-  T *lse, *residual;         // (width)
-  T *mu, *sum_dp, *epsilon;  // (width): rowsum(p s'), rowsum(p dp), rowsum(p dp' + p s' dp)
-  int64_t bytes;
-
-  TORCH_EXT_INLINE TangentScratch(const P& problem, void* memory) {
-    Scratch scratch(memory);
-    width = tile_width<T>(problem);
-    columns = round_up(problem.value_head_size, Vec<T>::kSize);
-    const int64_t keys = smaller(problem.key_length, kTileKeys), tile = keys * width;
-    const int64_t head_columns = round_up(problem.head_size, Vec<T>::kSize);
-    q = scratch.take<T>(problem.head_size * width);
-    q_dot = scratch.take<T>(problem.head_size * width);
-    k = scratch.take<T>(keys * head_columns);
-    k_dot = scratch.take<T>(keys * head_columns);
-    v = scratch.take<T>(keys * columns);
-    v_dot = scratch.take<T>(keys * columns);
-    p = scratch.take<T>(tile);
-    s_dot = scratch.take<T>(tile);
-    additive = scratch.take<T>(tile);
-    b_dot = scratch.take<T>(tile);
-    z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
-    spare = scratch.take<T>(larger(keys, 1) * larger(width, columns));
-    o_dot = scratch.take<T>(width * columns);
-    lse = scratch.take<T>(width);
-    residual = scratch.take<T>(width);
-    mu = scratch.take<T>(width);
-    dO = scratch.take<T>(kSecondOrder ? problem.value_head_size * width : 0);
-    dp = scratch.take<T>(kSecondOrder ? tile : 0);
-    dp_dot = scratch.take<T>(kSecondOrder ? tile : 0);
-    sum_dp = scratch.take<T>(kSecondOrder ? width : 0);
-    epsilon = scratch.take<T>(kSecondOrder ? width : 0);
-    bytes = scratch.used();
-  }
-};
-
-template <class T, class P>
 class TangentTask {
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
+  static constexpr int64_t kFewKeys = 8;
 
  public:
   TangentTask(const P& problem, RowStatistics<T> rows, void* memory)
@@ -89,14 +41,13 @@ class TangentTask {
       pack_transposed<T>(direction.query, head_offset(p_, direction.query, t.head), t.query,
                          t.queries, p_.head_size, x_.q_dot, t.width);
     load_row_statistics(p_, t, x_.lse, x_.residual);
-    fill_zero(x_.mu, t.width);
+    for (int64_t i = 0; i < t.width; i += Vec<T>::kSize) x_.moments.store(i, RowMoments<T>::zero());
+    fill_zero(x_.origin, t.width);
     fill_zero(x_.o_dot, t.width * x_.columns);
     if constexpr (kSecondOrder) {
       if (has_dp_)
         pack_transposed<T>(p_.grad_output, head_offset(p_, p_.grad_output, t.head), t.query,
                            t.queries, p_.value_head_size, x_.dO, t.width);
-      fill_zero(x_.sum_dp, t.width);
-      fill_zero(x_.epsilon, t.width);
     }
     const KeyRange range = visible_keys(p_, t.query, t.queries);
     for (t.key = range.begin / kTileKeys * kTileKeys; t.key < range.end; t.key += kTileKeys) {
@@ -148,7 +99,7 @@ class TangentTask {
       multiply_tile(count, x_.z, x_.p);
       multiply_tile(count, x_.z, x_.s_dot);
     }
-    // o' += (p s') v + p v'
+    // o' += (p (s' - origin)) v + p v'
     add_to_output(t, seen, x_.s_dot, v);
     if (direction.value) add_to_output(t, seen, x_.p, v_dot);
   }
@@ -177,61 +128,123 @@ class TangentTask {
                     {x_.o_dot, x_.columns}, x_.spare);
   }
 
-  // s -> p and q' k^T + q k'^T -> p s' for a vector of queries, and their sums over the tile.
+  // s -> p and q' k^T + q k'^T -> p (s' - origin) for a vector of queries, and their moments.
   template <bool kAdditive, bool kCapped>
   void weigh_column(int64_t column, int64_t keys) {
     using V = Vec<T>;
-    const V hidden = V::fill(-kInfinity<T>), zero = V::fill(0);
+    RowMoments<T> tile = weigh<kAdditive, kCapped>(column, keys);
+    RowMoments<T> row = x_.moments.load(column);
+    // The mean of the first tile that has weight, if it has its share of it: in a tile without,
+    // such as keys far away under ALiBi, s' says little of the rest.
+    const T share = static_cast<T>(keys) / static_cast<T>(4 * p_.key_length);
+    const V mean = if_less(tile.weight, V::fill(share), V::fill(0), tile.center);
+    const V origin = if_equal(row.weight, V::fill(0), mean, V::load(x_.origin + column));
+    origin.store(x_.origin + column);
+    take_apart<kAdditive>(column, keys, origin, tile);
+    row.add(tile);
+    x_.moments.store(column, row);
+  }
+
+  // s -> p and q' k^T + q k'^T -> s'. Returns moments of the tile, centred at the mean of s'. Sums
+  // of few keys are added up, which keeps rounding errors small.
+  template <bool kAdditive, bool kCapped>
+  RowMoments<T> weigh(int64_t column, int64_t keys) {
+    using V = Vec<T>;
+    const V zero = V::fill(0);
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
-    V mu = zero, sum_dp = zero, epsilon = zero, u = zero;
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t entry = j * x_.width + column;
-      const V additive = kAdditive ? V::load(x_.additive + entry) : zero;
-      const V p =
-          weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
-      V s_dot = V::load(x_.s_dot + entry) * rule_.scale;
-      if constexpr (kCapped) s_dot = s_dot * rule_.cap_slope(u);
-      s_dot = s_dot + V::load(x_.b_dot + entry);
-      V weighted = p * s_dot;
-      if constexpr (kAdditive) weighted = if_equal(additive, hidden, zero, weighted);
-      p.store(x_.p + entry);
-      weighted.store(x_.s_dot + entry);
-      mu = mu + weighted;
-      if constexpr (kSecondOrder) {
+    V u = zero;
+    RowMoments<T> tile = RowMoments<T>::zero();
+    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
+      RowMoments<T> few = RowMoments<T>::zero();
+      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
+        const int64_t entry = j * x_.width + column;
+        const V additive = kAdditive ? V::load(x_.additive + entry) : zero;
+        const V p =
+            weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
+        V s_dot = V::load(x_.s_dot + entry) * rule_.scale;
+        if constexpr (kCapped) s_dot = s_dot * rule_.cap_slope(u);
+        s_dot = unless_hidden<kAdditive>(additive, s_dot + V::load(x_.b_dot + entry));
+        p.store(x_.p + entry);
+        s_dot.store(x_.s_dot + entry);
+        few.weight = few.weight + p;
+        few.s_dot = few.s_dot + p * s_dot;
         if (!has_dp_) continue;
-        const V dp = V::load(x_.dp + entry);
-        V first = p * dp, second = fma(weighted, dp, p * V::load(x_.dp_dot + entry));
-        if constexpr (kAdditive) {
-          first = if_equal(additive, hidden, zero, first);
-          second = if_equal(additive, hidden, zero, second);
-        }
-        sum_dp = sum_dp + first;
-        epsilon = epsilon + second;
+        few.dp = few.dp + unless_hidden<kAdditive>(additive, p * V::load(x_.dp + entry));
+        few.dp_dot =
+            few.dp_dot + unless_hidden<kAdditive>(additive, p * V::load(x_.dp_dot + entry));
       }
+      tile.weight = tile.weight + few.weight;
+      tile.s_dot = tile.s_dot + few.s_dot;
+      tile.dp = tile.dp + few.dp;
+      tile.dp_dot = tile.dp_dot + few.dp_dot;
     }
-    add(mu, x_.mu + column);
-    if constexpr (kSecondOrder) {
-      add(sum_dp, x_.sum_dp + column);
-      add(epsilon, x_.epsilon + column);
+    tile.center = tile.mean(tile.s_dot);
+    return tile;
+  }
+
+  // s' -> p (s' - origin), and what is left of the tile's moments: sum(p (s' - center)), the
+  // covariance of s' and dp.
+  template <bool kAdditive>
+  void take_apart(int64_t column, int64_t keys, Vec<T> origin, RowMoments<T>& tile) {
+    using V = Vec<T>;
+    const V mean_dp = tile.mean(tile.dp);
+    tile.s_dot = V::fill(0);
+    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
+      V sum = V::fill(0), covariance = V::fill(0);
+      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
+        const int64_t entry = j * x_.width + column;
+        const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
+        const V p = V::load(x_.p + entry), s_dot = V::load(x_.s_dot + entry);
+        const V apart = unless_hidden<kAdditive>(additive, p * (s_dot - tile.center));
+        unless_hidden<kAdditive>(additive, p * (s_dot - origin)).store(x_.s_dot + entry);
+        sum = sum + apart;
+        if (!has_dp_) continue;
+        const V product = apart * (V::load(x_.dp + entry) - mean_dp);
+        covariance = covariance + unless_hidden<kAdditive>(additive, product);
+      }
+      tile.s_dot = tile.s_dot + sum;
+      tile.covariance = tile.covariance + covariance;
     }
   }
 
-  static TORCH_EXT_INLINE void add(Vec<T> x, T* sum) { (Vec<T>::load(sum) + x).store(sum); }
+  template <bool kAdditive>
+  static TORCH_EXT_INLINE Vec<T> unless_hidden(Vec<T> additive, Vec<T> x) {
+    return kAdditive ? if_equal(additive, Vec<T>::fill(-kInfinity<T>), Vec<T>::fill(0), x) : x;
+  }
 
-  // The sink's share of mu, then o' - mu o and what is left of the row sums.
-  void finish(const TileRange& t) {
-    if (p_.direction.sink && p_.sink) {
-      const T sink = head_value<T>(p_, p_.sink, t.head);
-      const T a_dot = head_value<T>(p_, p_.direction.sink, t.head);
-      for (int64_t i = 0; i < t.queries; ++i)
-        x_.mu[i] += sink_weight(sink, x_.lse[i], x_.residual[i]) * a_dot;
+  // The sink is one more key of every row: weight exp(a - lse), s' = a', dp = 0. Then all moments
+  // become means: weights sum to 1 but for rounding, which o' - mu o would magnify where s' is
+  // large.
+  void finish_moments(const TileRange& t) {
+    using V = Vec<T>;
+    const T sink = p_.sink ? head_value<T>(p_, p_.sink, t.head) : -kInfinity<T>;
+    const bool has_sink = sink != -kInfinity<T>;
+    const T a_dot = has_sink ? head_value<T>(p_, p_.direction.sink, t.head) : T(0);
+    for (int64_t i = 0; i < t.width; i += V::kSize) {
+      RowMoments<T> row = x_.moments.load(i);
+      if (has_sink) {
+        RowMoments<T> key = RowMoments<T>::zero();
+        key.weight = exp((V::fill(sink) - V::load(x_.lse + i)) - V::load(x_.residual + i));
+        key.center = V::fill(a_dot);
+        row.add(key);
+      }
+      row.take_means();
+      x_.moments.store(i, row);
     }
+  }
+
+  // o' - (mean s' - origin) o, lse' = mean s', and what is kept of the row.
+  void finish(const TileRange& t) {
+    finish_moments(t);
+    const T *center = x_.moments.center, *mu = x_.moments.s_dot;
     if (p_.output_tangent) {
       T* o = x_.spare;  // a row of it at a time
       const int64_t offset = head_offset(p_, p_.output, t.head);
       for (int64_t i = 0; i < t.queries; ++i) {
         pack_rows<T>(p_.output, offset, t.query + i, 1, p_.value_head_size, o, x_.columns);
-        for (int64_t e = 0; e < x_.columns; ++e) x_.o_dot[i * x_.columns + e] -= x_.mu[i] * o[e];
+        const T inverse = 1 / x_.moments.weight[i], apart = (center[i] - x_.origin[i]) + mu[i];
+        T* row = x_.o_dot + i * x_.columns;
+        for (int64_t e = 0; e < x_.columns; ++e) row[e] = row[e] * inverse - apart * o[e];
       }
       write_rows<T>(x_.o_dot, x_.columns, t.queries, p_.value_head_size, T(1), p_.output_tangent,
                     head_offset(p_, p_.output_tangent, t.head), t.query);
@@ -239,7 +252,7 @@ class TangentTask {
     if (p_.logsumexp_tangent) {
       const int64_t offset = head_offset(p_, p_.logsumexp_tangent, t.head);
       for (int64_t i = 0; i < t.queries; ++i)
-        row_value<T>(p_.logsumexp_tangent, offset, t.query + i) = x_.mu[i];
+        row_value<T>(p_.logsumexp_tangent, offset, t.query + i) = center[i] + mu[i];
     }
     if constexpr (kSecondOrder) keep_statistics(t);
   }
@@ -249,10 +262,10 @@ class TangentTask {
     for (int64_t i = 0; i < t.queries; ++i) {
       const int64_t row = t.query + i;
       const T dlse = p_.grad_logsumexp ? row_value<T>(p_.grad_logsumexp, dlse_offset, row) : T(0);
-      const T delta = x_.sum_dp[i] - dlse, mu = x_.mu[i];
-      rows_.delta(t.head)[row] = delta;
-      rows_.mu(t.head)[row] = mu;
-      rows_.epsilon(t.head)[row] = x_.epsilon[i] - mu * (delta + x_.sum_dp[i]);
+      rows_.delta(t.head)[row] = x_.moments.dp[i] - dlse;
+      rows_.center(t.head)[row] = x_.moments.center[i];
+      rows_.mu(t.head)[row] = x_.moments.s_dot[i];
+      rows_.epsilon(t.head)[row] = x_.moments.dp_dot[i] + x_.moments.covariance[i];
     }
   }
 

@@ -45,8 +45,13 @@ void row_deltas(const BackwardProblem& p, const TileRange& t, const T* dO, T* o,
     V sum = V::fill(0);
     for (int64_t begin = 0; begin < size; begin += kChain) {
       V chain = V::fill(0);
-      for (int64_t e = begin; e < smaller(size, begin + kChain); ++e)
-        chain = fma(V::load(dO + e * t.width + i), V::load(o + e * t.width + i), chain);
+      for (int64_t e = begin; e < smaller(size, begin + kChain); ++e) {
+        // A row that sees nothing has o = 0: what do holds there, inf and NaN included, is no
+        // matter.
+        const V output = V::load(o + e * t.width + i);
+        chain =
+            if_equal(output, V::fill(0), chain, fma(V::load(dO + e * t.width + i), output, chain));
+      }
       sum = sum + chain;
     }
     sum.store(delta + i);

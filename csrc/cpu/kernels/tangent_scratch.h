@@ -1,0 +1,60 @@
+// The memory of one tile of queries of tangent_sweep.h.
+#pragma once
+
+#include "cpu/kernels/row_statistics.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+template <class T, class P>
+struct TangentScratch {
+  static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
+
+  int64_t width;             // queries of a tile, in whole vectors
+  int64_t columns;           // E in whole vectors
+  T *q, *q_dot;              // (D, width), transposed
+  T* dO;                     // (E, width), transposed
+  T *k, *k_dot, *v, *v_dot;  // (keys, …) where they cannot be read in place
+  T* p;                      // (keys, width): s, then p
+  T* s_dot;                  // (keys, width): q' k^T + q k'^T, then p (s' - origin)
+  T *dp, *dp_dot;            // (keys, width)
+  T *additive, *b_dot, *z;   // (keys, width)
+  T* spare;                  // for a tile of scores or of v
+  T* o_dot;                  // (width, columns)
+  T *lse, *residual;         // (width)
+  MomentRows<T> moments;     // of the keys so far, in the end means
+  T* origin;                 // (width): what is subtracted from s' where it multiplies v
+  int64_t bytes;
+
+  TORCH_EXT_INLINE TangentScratch(const P& problem, void* memory) {
+    Scratch scratch(memory);
+    width = tile_width<T>(problem);
+    columns = round_up(problem.value_head_size, Vec<T>::kSize);
+    const int64_t keys = smaller(problem.key_length, kTileKeys), tile = keys * width;
+    const int64_t head_columns = round_up(problem.head_size, Vec<T>::kSize);
+    q = scratch.take<T>(problem.head_size * width);
+    q_dot = scratch.take<T>(problem.head_size * width);
+    k = scratch.take<T>(keys * head_columns);
+    k_dot = scratch.take<T>(keys * head_columns);
+    v = scratch.take<T>(keys * columns);
+    v_dot = scratch.take<T>(keys * columns);
+    p = scratch.take<T>(tile);
+    s_dot = scratch.take<T>(tile);
+    additive = scratch.take<T>(tile);
+    b_dot = scratch.take<T>(tile);
+    z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
+    spare = scratch.take<T>(larger(keys, 1) * larger(width, columns));
+    o_dot = scratch.take<T>(width * columns);
+    lse = scratch.take<T>(width);
+    residual = scratch.take<T>(width);
+    moments = MomentRows<T>(scratch, width);
+    origin = scratch.take<T>(width);
+    dO = scratch.take<T>(kSecondOrder ? problem.value_head_size * width : 0);
+    dp = scratch.take<T>(kSecondOrder ? tile : 0);
+    dp_dot = scratch.take<T>(kSecondOrder ? tile : 0);
+    bytes = scratch.used();
+  }
+};
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
