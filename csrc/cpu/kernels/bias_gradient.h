@@ -16,8 +16,13 @@ void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int
   out += t.query * row + t.key * col;
   if (row != 0 && col != 0) {
     transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, kTileKeys);
-    for (int64_t i = 0; i < t.queries; ++i)
-      for (int64_t j = 0; j < t.keys; ++j) out[i * row + j * col] += spare[i * kTileKeys + j];
+    for (int64_t i = 0; i < t.queries; ++i) {
+      const T* from = spare + i * kTileKeys;
+      if (col == 1)
+        for (int64_t j = 0; j < t.keys; ++j) out[i * row + j] += from[j];
+      else
+        for (int64_t j = 0; j < t.keys; ++j) out[i * row + j * col] += from[j];
+    }
   } else if (row != 0) {
     for (int64_t j = 0; j < t.keys; ++j)
       for (int64_t i = 0; i < t.queries; ++i) out[i * row] += ds[j * t.width + i];
