@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "tensor.h"
@@ -31,17 +32,17 @@ struct Shape {
 struct Options {
   DType dtype = DType::Float32;
   Layout layout = Layout::kContiguous;
-  std::string mask, bias;  // letters of BHNM
+  std::string_view mask, bias;  // letters of BHNM
   bool is_causal = false;
   int64_t left = kUnlimited, right = kUnlimited;
   bool bottom_right = false;
   double scale = 0.25;
   double softcap = 0;
-  std::string slopes, sink;  // letters of BH
+  std::string_view slopes, sink;  // letters of BH
   double dropout_p = 0;
-  std::string seed = "B";    // letters of B
-  bool split_batch = false;  // the batch as two dimensions
-  bool wide = false;         // bias, slopes and sink in float32 with a 16-bit query
+  std::string_view seed = "B";  // letters of B
+  bool split_batch = false;     // the batch as two dimensions
+  bool wide = false;            // bias, slopes and sink in float32 with a 16-bit query
 };
 
 inline std::string describe(const Shape& s, const Options& o) {
@@ -49,8 +50,8 @@ inline std::string describe(const Shape& s, const Options& o) {
   for (const int64_t n : {s.batch, s.heads, s.key_heads, s.n, s.m, s.d, s.e})
     text += " " + std::to_string(n);
   text += ", dtype " + std::to_string(int(o.dtype)) + ", layout " + std::to_string(int(o.layout));
-  const auto add = [&](bool is_set, const char* name, const std::string& value) {
-    if (is_set) text += std::string(", ") + name + " " + value;
+  const auto add = [&](bool is_set, const char* name, std::string_view value) {
+    if (is_set) text.append(", ").append(name).append(" ").append(value);
   };
   add(!o.mask.empty(), "mask", o.mask);
   add(!o.bias.empty(), "bias", o.bias);
@@ -156,14 +157,14 @@ struct Case : Inputs {
   int64_t offset() const { return options.bottom_right ? shape.m - shape.n : 0; }
 
  private:
-  static bool has(const std::string& letters, char letter) {
+  static bool has(std::string_view letters, char letter) {
     return letters.find(letter) != std::string::npos;
   }
-  std::vector<int64_t> broadcast(const std::string& letters) const {
+  std::vector<int64_t> broadcast(std::string_view letters) const {
     return {has(letters, 'B') ? shape.batch : 1, has(letters, 'H') ? shape.heads : 1,
             has(letters, 'N') ? shape.n : 1, has(letters, 'M') ? shape.m : 1};
   }
-  std::vector<int64_t> per_head(const std::string& letters) const {
+  std::vector<int64_t> per_head(std::string_view letters) const {
     return {has(letters, 'B') ? shape.batch : 1, has(letters, 'H') ? shape.heads : 1, 1, 1};
   }
   Operand view(const Tensor& t) const { return t.operand(options.split_batch); }
