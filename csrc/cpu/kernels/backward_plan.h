@@ -1,4 +1,4 @@
-// How the backward is cut into tasks, and where partial sums live.
+// How backward and second order are cut into tasks, and where partial sums live.
 //
 // A head is a grid of key chunks x query chunks. A task takes one cell and computes, tile by tile,
 //   dk, dv of its keys (kept in scratch, complete when there is one query chunk)

@@ -144,8 +144,9 @@ class GradientTile {
           weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
       const V ds = p * (V::load(x_.ds + entry) - delta);
       p.store(x_.p + entry);
-      store<kAdditive>(ds, additive, x_.ds + entry);
-      if constexpr (kCapped) store<kAdditive>(rule_.cap_slope(u) * ds, additive, x_.ds0 + entry);
+      unless_hidden<kAdditive>(additive, ds).store(x_.ds + entry);
+      if constexpr (kCapped)
+        unless_hidden<kAdditive>(additive, rule_.cap_slope(u) * ds).store(x_.ds0 + entry);
     }
   }
 
@@ -167,20 +168,15 @@ class GradientTile {
       const V centred = V::load(x_.ds + entry) - delta;
       const V g = fma(apart, centred, V::load(x_.dp_dot + entry));
       const V first = p * centred, second = p * (g - epsilon);
-      store<kAdditive>(p * apart, additive, x_.p + entry);
-      store<kAdditive>(second, additive, x_.ds + entry);
-      store<kAdditive>(slope * first, additive, x_.s_dot + entry);
+      unless_hidden<kAdditive>(additive, p * apart).store(x_.p + entry);
+      unless_hidden<kAdditive>(additive, second).store(x_.ds + entry);
+      unless_hidden<kAdditive>(additive, slope * first).store(x_.s_dot + entry);
       if constexpr (kCapped) {
         const V bend = V::fill(-2) * u * slope / rule_.cap;
-        store<kAdditive>(fma(bend * s0_dot, first, slope * second), additive, x_.ds0 + entry);
+        unless_hidden<kAdditive>(additive, fma(bend * s0_dot, first, slope * second))
+            .store(x_.ds0 + entry);
       }
     }
-  }
-
-  // 0 where hidden: there and in rows that are inf or NaN the factors of p may be anything.
-  template <bool kAdditive>
-  static TORCH_EXT_INLINE void store(V x, V additive, T* out) {
-    (kAdditive ? if_equal(additive, V::fill(-kInfinity<T>), V::fill(0), x) : x).store(out);
   }
 
   const P& p_;

@@ -113,11 +113,12 @@ void sink_gradient(const P& p, RowStatistics<T> rows) {
       }
     }
     const T sink = head_value<T>(p, p.sink, t.head);
+    T* const weight = lse;
+    for (int64_t i = 0; i < width; i += Vec<T>::kSize)
+      sink_weight(sink, lse + i, residual + i).store(weight + i);
     double sum = 0;
-    for (int64_t i = 0; i < t.queries; ++i) {
-      const T weight = sink_weight(sink, lse[i], residual[i]);
-      if (weight != 0) sum -= static_cast<double>(weight) * delta[i];
-    }
+    for (int64_t i = 0; sink != -kInfinity<T> && i < t.queries; ++i)
+      if (weight[i] != 0) sum -= static_cast<double>(weight[i]) * delta[i];
     sums[t.head * tiles + t.query / kTileQueries] = sum;
   });
   add_head_sums<T>(p, p.grad_sink,

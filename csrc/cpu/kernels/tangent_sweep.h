@@ -207,11 +207,6 @@ class TangentTask {
     }
   }
 
-  template <bool kAdditive>
-  static TORCH_EXT_INLINE Vec<T> unless_hidden(Vec<T> additive, Vec<T> x) {
-    return kAdditive ? if_equal(additive, Vec<T>::fill(-kInfinity<T>), Vec<T>::fill(0), x) : x;
-  }
-
   // The sink is one more key of every row: weight exp(a - lse), s' = a', dp = 0. Then all moments
   // become means: weights sum to 1 but for rounding, which o' - mu o would magnify where s' is
   // large.
@@ -224,7 +219,7 @@ class TangentTask {
       RowMoments<T> row = x_.moments.load(i);
       if (has_sink) {
         RowMoments<T> key = RowMoments<T>::zero();
-        key.weight = exp((V::fill(sink) - V::load(x_.lse + i)) - V::load(x_.residual + i));
+        key.weight = sink_weight(sink, x_.lse + i, x_.residual + i);
         key.center = V::fill(a_dot);
         row.add(key);
       }

@@ -7,14 +7,19 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
+// x, but 0 where the additive tile hides: the factors of a hidden weight may be inf or NaN.
+template <bool kAdditive, class T>
+TORCH_EXT_INLINE Vec<T> unless_hidden(Vec<T> additive, Vec<T> x) {
+  return kAdditive ? if_equal(additive, Vec<T>::fill(-kInfinity<T>), Vec<T>::fill(0), x) : x;
+}
+
 // p = exp((s - lse) - residual), 0 where hidden, also in rows whose lse is inf or NaN. `u` receives
 // tanh(c q k / softcap) where capped.
 template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> additive,
                                Vec<T> lse, Vec<T> residual, Vec<T>* u) {
   const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
-  const Vec<T> p = exp((s - lse) - residual);
-  return kAdditive ? if_equal(additive, Vec<T>::fill(-kInfinity<T>), Vec<T>::fill(0), p) : p;
+  return unless_hidden<kAdditive>(additive, exp((s - lse) - residual));
 }
 
 // lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.
@@ -62,12 +67,10 @@ void row_deltas(const BackwardProblem& p, const TileRange& t, const T* dO, T* o,
     delta[i] -= row_value<T>(p.grad_logsumexp, offset, t.query + i);
 }
 
-// exp((a - lse) - residual): the weight of the sink with logit a; 0 where the sink is absent.
+// The sink with logit a as a key of its own: its weights exp((a - lse) - residual).
 template <class T>
-TORCH_EXT_INLINE T sink_weight(T a, T lse, T residual) {
-  T lanes[Vec<T>::kSize];
-  exp(Vec<T>::fill((a - lse) - residual)).store(lanes);
-  return a == -kInfinity<T> ? T(0) : lanes[0];
+TORCH_EXT_INLINE Vec<T> sink_weight(T a, const T* lse, const T* residual) {
+  return exp((Vec<T>::fill(a) - Vec<T>::load(lse)) - Vec<T>::load(residual));
 }
 
 // What a direction adds to the scores of a tile after softcap: b' - slope' |distance|.
