@@ -49,39 +49,48 @@ struct ForwardScratch {
   }
 };
 
+// use(j, chain) for all keys j, where `chain` is one of four that need not wait for each other:
+// their latency would otherwise limit the loop.
+template <class Use>
+TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4) {
+    TORCH_EXT_UNROLL
+    for (int chain = 0; chain < 4; ++chain) use(j + chain, chain);
+  }
+  for (; j < keys; ++j) use(j, 0);
+}
+
 // One step of the online softmax on a vector of queries, for `keys` scores each:
 //   s <- softcap(c s) + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
 template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE void softmax_column(const ForwardScratch<T>& x, int64_t column, int64_t keys,
                                      const ScoreRule<T>& rule) {
   using V = Vec<T>;
+  constexpr bool kPlain = !kAdditive && !kCapped;  // the score is c s: not worth keeping
   T* s = x.scores + column;
   const T* additive = x.additive + column;
-  const V old_max = V::load(x.row_max + column);
-  V new_max = old_max, u;
-  for (int64_t j = 0; j < keys; ++j) {
-    const V b = kAdditive ? V::load(additive + j * x.width) : V::fill(0);
+  const V old_max = V::load(x.row_max + column), zero = V::fill(0);
+  V u, largest[4] = {old_max, old_max, old_max, old_max};
+  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
+    const V b = kAdditive ? V::load(additive + j * x.width) : zero;
     const V score = rule.template score<kAdditive, kCapped>(V::load(s + j * x.width), b, &u);
-    score.store(s + j * x.width);
-    new_max = max(score, new_max);
-  }
+    if constexpr (!kPlain) score.store(s + j * x.width);
+    largest[chain] = max(score, largest[chain]);
+  });
+  const V new_max = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
   // a 0.
-  const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), V::fill(0), new_max);
+  const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), zero, new_max);
   const V factor = exp(old_max - finite_max);
-  // Four sums: shorter chains, less latency and less rounding.
-  V sum[4] = {V::fill(0), V::fill(0), V::fill(0), V::fill(0)};
-  const auto add_weight = [&](int64_t j, V& total) __attribute__((always_inline)) {
-    const V p = exp(V::load(s + j * x.width) - finite_max);
+  V sum[4] = {zero, zero, zero, zero};
+  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
+    const V stored = V::load(s + j * x.width);
+    const V p = exp(kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
+                           : stored - finite_max);
     p.store(s + j * x.width);
-    total = total + p;
-  };
-  int64_t j = 0;
-  for (; j + 4 <= keys; j += 4) {
-    TORCH_EXT_UNROLL
-    for (int i = 0; i < 4; ++i) add_weight(j + i, sum[i]);
-  }
-  for (; j < keys; ++j) add_weight(j, sum[0]);
+    sum[chain] = sum[chain] + p;
+  });
   const V tile_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   new_max.store(x.row_max + column);
   fma(V::load(x.row_sum + column), factor, tile_sum).store(x.row_sum + column);

@@ -82,18 +82,22 @@ TORCH_EXT_INLINE uint32_t equal_lanes(Vec<float> a, Vec<float> b) {
 TORCH_EXT_INLINE uint32_t equal_lanes(Vec<double> a, Vec<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
 }
-TORCH_EXT_INLINE Vec<float> round(Vec<float> a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+// x, but 0 where a < b; NaN in a keeps x.
+TORCH_EXT_INLINE Vec<float> zero_if_less(Vec<float> a, Vec<float> b, Vec<float> x) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
-TORCH_EXT_INLINE Vec<double> round(Vec<double> a) {
-  return {_mm512_roundscale_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+TORCH_EXT_INLINE Vec<double> zero_if_less(Vec<double> a, Vec<double> b, Vec<double> x) {
+  return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
-// a * 2^n for integer n, rounded once, also into the denormals.
-TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
-  return {_mm512_scalef_ps(a.v, n.v)};
+// a * 2^n, where n is the integer in the last bits of `shifted` (see kShifter) and the result is a
+// normal number.
+TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> shifted) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), exponent))};
 }
-TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> n) {
-  return {_mm512_scalef_pd(a.v, n.v)};
+TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> shifted) {
+  const __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52);
+  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), exponent))};
 }
 
 #else  // AVX2 and FMA
@@ -151,33 +155,22 @@ TORCH_EXT_INLINE uint32_t equal_lanes(Vec<float> a, Vec<float> b) {
 TORCH_EXT_INLINE uint32_t equal_lanes(Vec<double> a, Vec<double> b) {
   return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)));
 }
-TORCH_EXT_INLINE Vec<float> round(Vec<float> a) {
-  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+// x, but 0 where a < b; NaN in a keeps x.
+TORCH_EXT_INLINE Vec<float> zero_if_less(Vec<float> a, Vec<float> b, Vec<float> x) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
-TORCH_EXT_INLINE Vec<double> round(Vec<double> a) {
-  return {_mm256_round_pd(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+TORCH_EXT_INLINE Vec<double> zero_if_less(Vec<double> a, Vec<double> b, Vec<double> x) {
+  return {_mm256_and_pd(_mm256_cmp_pd(a.v, b.v, _CMP_NLT_UQ), x.v)};
 }
-// a * 2^n for integer n within twice the exponent range. Two factors, the first of them exact, so
-// that the result is rounded once, also into the denormals.
-TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> n) {
-  const __m256i whole = _mm256_cvtps_epi32(n.v);
-  const __m256i half = _mm256_srai_epi32(whole, 1);
-  const __m256i bias = _mm256_set1_epi32(127);
-  const __m256i first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-  const __m256i second =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
-  return {
-      _mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))};
+// a * 2^n, where n is the integer in the last bits of `shifted` (see kShifter) and the result is a
+// normal number.
+TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> shifted) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
 }
-TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> n) {
-  const __m128i whole = _mm256_cvtpd_epi32(n.v);
-  const __m128i half = _mm_srai_epi32(whole, 1);
-  const __m256i bias = _mm256_set1_epi64x(1023);
-  const __m256i first = _mm256_slli_epi64(_mm256_add_epi64(_mm256_cvtepi32_epi64(half), bias), 52);
-  const __m256i second = _mm256_slli_epi64(
-      _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_sub_epi32(whole, half)), bias), 52);
-  return {
-      _mm256_mul_pd(_mm256_mul_pd(a.v, _mm256_castsi256_pd(first)), _mm256_castsi256_pd(second))};
+TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> shifted) {
+  const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
+  return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a.v), exponent))};
 }
 
 #endif
@@ -216,45 +209,55 @@ TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
   return sum;
 }
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; ln 2 in two parts so that r is exact
-// (Cody and Waite). Error at most 1 ulp over the whole range, denormal results included; -inf gives
-// 0, NaN gives NaN.
-TORCH_EXT_INLINE Vec<float> exp(Vec<float> x) {
-  // Polynomial of Cephes' expf. Bounds: below, the result rounds to 0; above, it is infinite.
-  x = min(Vec<float>::fill(89.f), max(Vec<float>::fill(-104.f), x));
-  const Vec<float> n = round(x * Vec<float>::fill(1.44269504088896341f));
-  Vec<float> r = fma(n, Vec<float>::fill(-0.693359375f), x);
-  r = fma(n, Vec<float>::fill(2.12194440e-4f), r);
-  Vec<float> p = Vec<float>::fill(1.9875691500e-4f);
-  p = fma(p, r, Vec<float>::fill(1.3981999507e-3f));
-  p = fma(p, r, Vec<float>::fill(8.3334519073e-3f));
-  p = fma(p, r, Vec<float>::fill(4.1665795894e-2f));
-  p = fma(p, r, Vec<float>::fill(1.6666665459e-1f));
-  p = fma(p, r, Vec<float>::fill(5.0000001201e-1f));
-  p = fma(p, r * r, r) + Vec<float>::fill(1.f);
-  return scale_by_power_of_two(p, n);
-}
+// A number to which |x| < 2^21 is added to round it: the nearest integer is then in the last bits
+// of the sum.
+template <class T>
+constexpr T kShifter = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
 
-TORCH_EXT_INLINE Vec<double> exp(Vec<double> x) {
-  // Taylor polynomial of degree 13: the remainder is below 5e-18 for |r| <= ln(2) / 2.
-  x = min(Vec<double>::fill(710.), max(Vec<double>::fill(-746.), x));
-  const Vec<double> n = round(x * Vec<double>::fill(1.4426950408889634074));
-  Vec<double> r = fma(n, Vec<double>::fill(-6.93147180369123816490e-1), x);
-  r = fma(n, Vec<double>::fill(-1.90821492927058770002e-10), r);
-  Vec<double> p = Vec<double>::fill(1. / 6227020800);
-  p = fma(p, r, Vec<double>::fill(1. / 479001600));
-  p = fma(p, r, Vec<double>::fill(1. / 39916800));
-  p = fma(p, r, Vec<double>::fill(1. / 3628800));
-  p = fma(p, r, Vec<double>::fill(1. / 362880));
-  p = fma(p, r, Vec<double>::fill(1. / 40320));
-  p = fma(p, r, Vec<double>::fill(1. / 5040));
-  p = fma(p, r, Vec<double>::fill(1. / 720));
-  p = fma(p, r, Vec<double>::fill(1. / 120));
-  p = fma(p, r, Vec<double>::fill(1. / 24));
-  p = fma(p, r, Vec<double>::fill(1. / 6));
-  p = fma(p, r, Vec<double>::fill(1. / 2));
-  p = fma(p, r * r, r) + Vec<double>::fill(1.);
-  return scale_by_power_of_two(p, n);
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  // ln 2 in two parts: n ln2_high is exact.
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr float kSmallest = -87.33654f;  // exp of less is no normal number
+  static constexpr float kLargest = 88.72283f;    // exp of more is beyond the largest number
+  // exp(r) = 1 + r + c_2 r^2 + ..., c_n first: minimax for the relative error, 3.1e-9.
+  static constexpr float kCoefficients[] = {1.3814598646664034e-3f, 8.3687168797281399e-3f,
+                                            4.1668388045313997e-2f, 1.6666520631709497e-1f,
+                                            4.9999993447796487e-1f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLn2High = 6.93147180369123816490e-1,
+                          kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kSmallest = -708.3964185322641, kLargest = 709.782712893384;
+  // The same to degree 11: 3.7e-18.
+  static constexpr double kCoefficients[] = {2.5000061602835666699e-8, 2.7630248379211443975e-7,
+                                             2.7557586373840163694e-6, 2.4801493098906550659e-5,
+                                             1.9841269506578687653e-4, 1.3888888943630112946e-3,
+                                             8.3333333334944616641e-3, 4.1666666666530159858e-2,
+                                             1.6666666666666412523e-1, 5.0000000000000106271e-1};
+};
+
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite). Error at most 1 ulp
+// wherever the result is a normal number; less is 0, more is the largest number. NaN gives NaN.
+template <class T>
+TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
+  using V = Vec<T>;
+  using C = ExpConstants<T>;
+  const V bounded = min(V::fill(C::kLargest), x);
+  const V shifted = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
+  const V n = shifted - V::fill(kShifter<T>);
+  const V r = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
+  V p = V::fill(C::kCoefficients[0]);
+  TORCH_EXT_UNROLL
+  for (int i = 1; i < int(sizeof(C::kCoefficients) / sizeof(T)); ++i)
+    p = fma(p, r, V::fill(C::kCoefficients[i]));
+  p = fma(fma(p, r, V::fill(1)), r, V::fill(1));
+  return zero_if_less(x, V::fill(C::kSmallest), scale_by_power_of_two(p, shifted));
 }
 
 // tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.

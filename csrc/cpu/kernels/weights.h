@@ -18,8 +18,9 @@ TORCH_EXT_INLINE Vec<T> unless_hidden(Vec<T> additive, Vec<T> x) {
 template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> additive,
                                Vec<T> lse, Vec<T> residual, Vec<T>* u) {
-  const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
-  return unless_hidden<kAdditive>(additive, exp((s - lse) - residual));
+  const Vec<T> s_minus_lse =
+      rule.template score_minus<kAdditive, kCapped>(lse, product, additive, u);
+  return unless_hidden<kAdditive>(additive, exp(s_minus_lse - residual));
 }
 
 // lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.
