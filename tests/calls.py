@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import torch_ext
+
 # What can be differentiated, in the order of all operators.
 LEAVES = ("query", "key", "value", "bias", "slopes", "sink")
 
@@ -160,6 +162,12 @@ def second_order(
     """Calls `attention_second_order`."""
     op, tangents = torch.ops.torch_ext.attention_second_order, [direction.get(x) for x in LEAVES]
     return op(grad_output, grad_logsumexp, *tangents, *saved(args), **args.options, **more)
+
+
+def takes_subnormals_for_zero(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether forward and backward multiply bfloat16 with AVX-512 BF16, which does."""
+    on_cpu = device.type == "cpu" and torch_ext.cpu_implementation() == "avx512_bf16"
+    return on_cpu and dtype == torch.bfloat16
 
 
 def operator_results(

@@ -16,6 +16,8 @@ WHICH = "import torch_ext; print(torch_ext.cpu_implementation())"
 
 ABOUT_CPU = {"AVX2": ["avx2"], "AVX512": ["avx2", "avx512"]}
 LEVELS = ["reference", *ABOUT_CPU.get(torch.backends.cpu.get_cpu_capability(), [])]
+if LEVELS[-1] == "avx512" and torch.cpu.get_capabilities()["avx512_bf16"]:
+    LEVELS.append("avx512_bf16")
 
 
 def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

@@ -48,6 +48,24 @@ def test_a_row_that_sees_one_key_copies_its_value(
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 127, 200])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_row_that_sees_one_key_has_a_weight_of_1_whatever_its_score(
+    dtype: torch.dtype, size: int, device: torch.device
+) -> None:
+    """The gradient of the score is a difference of two equal sums: 0 exactly."""
+    args = arguments(
+        (150, 157), (16, size), "grouped", window="diagonal", dtype=dtype, device=device
+    )
+    grad_output, _ = cotangents(args)
+    got = operator_results(args, grad_output)
+    for gradient in (got.grad_query, got.grad_key):
+        assert (gradient == 0).all()
+    sums = grad_output.unflatten(-3, (-1, 2)).double().sum(-3)
+    torch.testing.assert_close(got.grad_value[..., :150, :].double(), sums, rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.isa
 @pytest.mark.parametrize(
     "lengths", [(63, 130), (130, 63), (64, 128), (65, 65), (200, 17), (17, 200), (1, 70), (70, 1)]
 )

@@ -34,7 +34,7 @@ def load() -> None:
 
 
 def cpu_implementation() -> str:
-    """Which kernels serve CPU tensors: "avx512", "avx2" or "reference".
+    """Which kernels serve CPU tensors: "avx512_bf16", "avx512", "avx2" or "reference".
 
     The best that the processor can run, or the one that the environment variable TORCH_EXT_ISA
     names. "reference" is plain loops, written to be read: right, and slow.

@@ -14,8 +14,20 @@
 namespace torch_ext::cpu {
 namespace {
 
+#ifdef TORCH_EXT_HAVE_X86
+// bfloat16 by its own instructions, what they do not serve as with AVX-512.
+void forward_with_pairs(const ForwardProblem& p) {
+  (p.query.dtype == DType::BFloat16 ? avx512_bf16::forward : avx512::forward)(p);
+}
+void backward_with_pairs(const BackwardProblem& p) {
+  (p.query.dtype == DType::BFloat16 ? avx512_bf16::backward : avx512::backward)(p);
+}
+#endif
+
 const Implementation kImplementations[] = {
 #ifdef TORCH_EXT_HAVE_X86
+    {"avx512_bf16", has_avx512_bf16, forward_with_pairs, backward_with_pairs, avx512::tangent,
+     avx512::second_order},
     {"avx512", has_avx512, avx512::forward, avx512::backward, avx512::tangent,
      avx512::second_order},
     {"avx2", has_avx2, avx2::forward, avx2::backward, avx2::tangent, avx2::second_order},

@@ -6,7 +6,7 @@
 namespace torch_ext::cpu {
 
 struct Implementation {
-  const char* name;  // "avx512", "avx2", "reference": what TORCH_EXT_ISA may say
+  const char* name;  // "avx512_bf16", "avx512", "avx2", "reference": what TORCH_EXT_ISA may say
   bool (*is_supported)();
   void (*forward)(const ForwardProblem&);
   void (*backward)(const BackwardProblem&);

@@ -3,7 +3,8 @@
 
 namespace torch_ext::cpu {
 
-bool has_avx2();    // with FMA and F16C
-bool has_avx512();  // F, BW, VL and DQ, and all of the above
+bool has_avx2();         // with FMA and F16C
+bool has_avx512();       // F, BW, VL and DQ, and all of the above
+bool has_avx512_bf16();  // and all of the above
 
 }  // namespace torch_ext::cpu

@@ -41,9 +41,11 @@ TEST(ImplementationsTest, BestFirstAndReferenceLast) {
   std::vector<std::string> names;
   for (const Implementation& implementation : table()) names.emplace_back(implementation.name);
 #ifdef __x86_64__
-  EXPECT_EQ(names, (std::vector<std::string>{"avx512", "avx2", "reference"}));
-  EXPECT_EQ(table()[0].is_supported(), has_avx512());
-  EXPECT_EQ(table()[1].is_supported(), has_avx2());
+  EXPECT_EQ(names, (std::vector<std::string>{"avx512_bf16", "avx512", "avx2", "reference"}));
+  EXPECT_EQ(table()[0].is_supported(), has_avx512_bf16());
+  EXPECT_EQ(table()[1].is_supported(), has_avx512());
+  EXPECT_EQ(table()[2].is_supported(), has_avx2());
+  EXPECT_TRUE(has_avx512() || !has_avx512_bf16());
   EXPECT_TRUE(has_avx2() || !has_avx512());
 #else
   EXPECT_EQ(names, (std::vector<std::string>{"reference"}));

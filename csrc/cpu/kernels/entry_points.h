@@ -16,4 +16,10 @@ TORCH_EXT_DECLARE_LEVEL(avx2)
 TORCH_EXT_DECLARE_LEVEL(avx512)
 #undef TORCH_EXT_DECLARE_LEVEL
 
+// bfloat16 alone.
+namespace avx512_bf16 {
+void forward(const ForwardProblem&);
+void backward(const BackwardProblem&);
+}  // namespace avx512_bf16
+
 }  // namespace torch_ext::cpu

@@ -12,17 +12,21 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-template <class T>
+template <class E>
 struct ForwardScratch {
+  using T = SumOf<E>;
+
   int64_t width;    // queries of a tile, in whole vectors
   int64_t columns;  // E in whole vectors
-  T* q;             // (D, width), transposed
+  E* q;             // (D, width), transposed
   T* scores;        // (keys, width): s, then p
   T* additive;      // (keys, width)
   T* z;             // (keys, width), with dropout
-  T* k;             // (keys, D), where key cannot be read in place
-  T* v;             // (keys, columns), likewise
-  T* spare;         // for a tile of scores or of v
+  E* k;             // (keys, D), where key cannot be read in place
+  E* v;             // (keys, columns), likewise
+  E* weights;       // (keys, width): p where it is not read from the scores
+  T* spare;         // for a tile of scores
+  E* spare_v;       // (keys, columns)
   T* o;             // (width, columns), not yet divided by row_sum
   T* row_max;       // (width) of the scores seen so far
   T* row_sum;       // (width) of exp(s - row_max)
@@ -34,13 +38,15 @@ struct ForwardScratch {
     width = tile_width<T>(p);
     columns = round_up(p.value_head_size, Vec<T>::kSize);
     const int64_t keys = smaller(p.key_length, kTileKeys);
-    q = scratch.take<T>(p.head_size * width);
+    q = scratch.take<E>(elements<E>(p.head_size) * width);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
-    k = scratch.take<T>(keys * round_up(p.head_size, Vec<T>::kSize));
-    v = scratch.take<T>(keys * columns);
-    spare = scratch.take<T>(keys * larger(width, columns));
+    k = scratch.take<E>(keys * elements<E>(round_up(p.head_size, Vec<T>::kSize)));
+    v = scratch.take<E>(elements<E>(keys) * columns);
+    weights = scratch.take<E>(kTerms<E> > 1 ? elements<E>(keys) * width : 0);
+    spare = scratch.take<T>(keys * width);
+    spare_v = scratch.take<E>(elements<E>(keys) * columns);
     o = scratch.take<T>(width * columns);
     row_max = scratch.take<T>(width);
     row_sum = scratch.take<T>(width);
@@ -63,9 +69,10 @@ TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
 
 // One step of the online softmax on a vector of queries, for `keys` scores each:
 //   s <- softcap(c s) + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
-template <bool kAdditive, bool kCapped, class T>
-TORCH_EXT_INLINE void softmax_column(const ForwardScratch<T>& x, int64_t column, int64_t keys,
-                                     const ScoreRule<T>& rule) {
+template <bool kAdditive, bool kCapped, class E>
+TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t keys,
+                                     const ScoreRule<SumOf<E>>& rule) {
+  using T = SumOf<E>;
   using V = Vec<T>;
   constexpr bool kPlain = !kAdditive && !kCapped;  // the score is c s: not worth keeping
   T* s = x.scores + column;
@@ -98,8 +105,9 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<T>& x, int64_t column,
 }
 
 // o <- o exp(m - m'), row by row where the maximum has changed.
-template <class T>
-void rescale_output(const ForwardScratch<T>& x, int64_t queries) {
+template <class E>
+void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
+  using T = SumOf<E>;
   using V = Vec<T>;
   for (int64_t i = 0; i < queries; ++i) {
     if (x.rescale[i] == T(1)) continue;
@@ -110,8 +118,9 @@ void rescale_output(const ForwardScratch<T>& x, int64_t queries) {
 }
 
 // o / l, and logsumexp = m + log l split into its rounding and the residual.
-template <class T>
-void finish_rows(const ForwardProblem& p, const ForwardScratch<T>& x, const TileRange& t) {
+template <class E>
+void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
+  using T = SumOf<E>;
   const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
   const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
   for (int64_t i = 0; i < t.queries; ++i) {
@@ -136,15 +145,16 @@ void finish_rows(const ForwardProblem& p, const ForwardScratch<T>& x, const Tile
                 head_offset(p, p.output, t.head), t.query);
 }
 
-template <class T>
+template <class E>
 void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
+  using T = SumOf<E>;
   using V = Vec<T>;
-  const ForwardScratch<T> x(p, memory);
+  const ForwardScratch<E> x(p, memory);
   const ScoreRule<T> rule(p);
   const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
   const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
 
-  pack_transposed<T>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
+  pack_transposed<E>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
                      x.width);
   // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A sink
   // of +inf or NaN makes its rows NaN.
@@ -161,9 +171,8 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
     const Visibility seen = additive_tile<T>(p, t, x.additive, x.spare);
     if (seen == Visibility::kNone) continue;
     // s^T = k q^T
-    const auto k =
-        rows_in_place_or_packed<T>(p.key, k_offset, t.key, t.keys, p.head_size, false, x.k);
-    tile_product<T, false>(t.keys, x.width, p.head_size, {k.data, k.stride, 1}, {x.q, x.width},
+    const auto k = pack_left<E>(p.key, k_offset, t.key, t.keys, p.head_size, x.k);
+    tile_product<E, false>(t.keys, x.width, elements<E>(p.head_size), k, {x.q, x.width},
                            {x.scores, x.width});
     with_score_kind(seen, rule.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
@@ -175,28 +184,32 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
       multiply_tile(t.keys * x.width, x.z, x.scores);
     }
     // o += p v
-    const auto v =
-        rows_in_place_or_packed<T>(p.value, v_offset, t.key, t.keys, p.value_head_size, true, x.v);
-    weighted_sum<T>(t.queries, x.columns, t.keys, {x.scores, 1, x.width}, seen, x.additive, v,
-                    {x.o, x.columns}, x.spare);
+    const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
+    const auto v = pack_right<E>(p.value, v_offset, t.key, t.keys, p.value_head_size, x.v);
+    weighted_sum<E>(t.queries, x.columns, t.keys, weights, seen, {x.additive, 1, x.width}, v,
+                    {x.o, x.columns}, x.spare_v);
   }
   finish_rows(p, x, t);
 }
 
-template <class T>
+template <class E>
 void run_forward(const ForwardProblem& p) {
-  const ForwardScratch<T> size(p, nullptr);
-  for_each_query_tile<T>(
-      p, size.bytes, [&](const TileRange& t, void* scratch) { forward_task<T>(p, t, scratch); });
+  const ForwardScratch<E> size(p, nullptr);
+  for_each_query_tile<SumOf<E>>(
+      p, size.bytes, [&](const TileRange& t, void* scratch) { forward_task<E>(p, t, scratch); });
 }
 
 }  // namespace
 
 void forward(const ForwardProblem& problem) {
+#ifdef __AVX512BF16__
+  run_forward<Pair>(problem);
+#else
   if (problem.query.dtype == DType::Float64)
     run_forward<double>(problem);
   else
     run_forward<float>(problem);
+#endif
 }
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -19,8 +19,9 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-template <class T, class P>
+template <class E, class P>
 class GradientTask {
+  using T = SumOf<E>;
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
 
  public:
@@ -108,13 +109,15 @@ class GradientTask {
     const int64_t width = x_.width, row = t.key - key_begin_;
     T* dk = x_.dk + row * plan_.head_columns;
     T* dv = x_.dv + row * plan_.value_columns;
-    const auto down = [&](T* weights, int64_t columns, Rows<const T> b, T* out) {  // over queries
-      weighted_sum<T>(t.keys, columns, t.queries, {weights, width, 1}, seen, x_.additive, b,
-                      {out, columns}, x_.spare);
+    const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out) {
+      const auto a = factor_over_queries<E>(weights, t.keys, t.queries, width, x_.weights);
+      weighted_sum<E>(t.keys, columns, t.queries, a, seen, {x_.additive, width, 1}, b,
+                      {out, columns}, x_.spare_right);
     };
-    const auto across = [&](T* weights, int64_t columns, Rows<const T> b, T* out) {  // over keys
-      weighted_sum<T>(t.queries, columns, t.keys, {weights, 1, width}, seen, x_.additive, b,
-                      {out, columns}, x_.spare);
+    const auto across = [&](const T* weights, int64_t columns, Rows<const E> b, T* out) {
+      const auto a = factor_over_keys<E>(weights, t.keys, width, x_.weights);
+      weighted_sum<E>(t.queries, columns, t.keys, a, seen, {x_.additive, 1, width}, b,
+                      {out, columns}, x_.spare_right);
     };
     if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv);
     if (p.grad_key) down(x_.ds0, plan_.head_columns, tile_.q(), dk);
@@ -152,18 +155,19 @@ class GradientTask {
   const P& problem_;
   const BackwardPlan<T>& plan_;
   BackwardPartials<T> partials_;
-  GradientScratch<T, P> x_;
-  GradientTile<T, P> tile_;
+  GradientScratch<E, P> x_;
+  GradientTile<E, P> tile_;
   int64_t in_wave_ = 0, in_group_ = 0, key_chunk_ = 0, key_begin_ = 0, key_end_ = 0;
   T* dbias_ = nullptr;
   double slope_sum_ = 0;
 };
 
 // All cells of all heads. `rows`: what the second order needs of each row.
-template <class T, class P>
-void run_gradients(const P& p, RowStatistics<T> rows) {
+template <class E, class P>
+void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
+  using T = SumOf<E>;
   const BackwardPlan<T> plan(p);
-  const GradientScratch<T, P> size(p, plan, nullptr);
+  const GradientScratch<E, P> size(p, plan, nullptr);
   const int64_t heads = p.key_heads(), cells = plan.cells();
   const Buffer buffer(plan.wave * plan.partial() * static_cast<int64_t>(sizeof(T)));
   const BackwardPartials<T> partials{static_cast<T*>(buffer.data())};
@@ -173,7 +177,7 @@ void run_gradients(const P& p, RowStatistics<T> rows) {
     const int64_t wave = smaller(plan.wave, heads - first);
     parallel_tasks(wave * cells, size.bytes, [&](int64_t task, void* scratch) {
       const int64_t in_wave = task / cells, cell = task % cells, head = first + in_wave;
-      GradientTask<T, P>(p, plan, partials, rows, scratch)
+      GradientTask<E, P>(p, plan, partials, rows, scratch)
           .run(head, in_wave, cell / plan.queries.count, cell % plan.queries.count,
                slopes.of(head, cell));
     });
@@ -182,7 +186,7 @@ void run_gradients(const P& p, RowStatistics<T> rows) {
     if (plan.bias_partial) reduce_bias_gradient(p, plan, partials, first, wave);
   }
   slopes.template write<T>(p);
-  if (p.grad_sink) sink_gradient<T>(p, rows);
+  if (p.grad_sink) sink_gradient<E>(p, rows);
 }
 
 }  // namespace

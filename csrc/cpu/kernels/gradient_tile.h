@@ -17,51 +17,55 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-template <class T, class P>
+template <class E, class P>
 class GradientTile {
+  using T = SumOf<E>;
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
 
  public:
-  GradientTile(const P& problem, RowStatistics<T> rows, const GradientScratch<T, P>& scratch)
+  GradientTile(const P& problem, RowStatistics<T> rows, const GradientScratch<E, P>& scratch)
       : p_(problem), rows_(rows), rule_(problem), x_(scratch) {}
 
   // Keys and values of a chunk; `head` is a query head that reads them.
   void load_keys(int64_t head, int64_t begin, int64_t keys) {
     key_begin_ = begin;
-    k_ = load(p_.key, head, p_.group, begin, keys, p_.head_size, x_.k);
-    v_ = load(p_.value, head, p_.group, begin, keys, p_.value_head_size, x_.v);
+    k_right_ = right(p_.key, head, p_.group, begin, keys, p_.head_size, x_.k_right);
+    if constexpr (kTerms<E> == 1)
+      k_ = {k_right_.data, k_right_.stride, 1};
+    else
+      k_ = left(p_.key, head, begin, keys, p_.head_size, x_.k);
+    v_ = left(p_.value, head, begin, keys, p_.value_head_size, x_.v);
     if constexpr (kSecondOrder) {
-      k_dot_ = load(p_.direction.key, head, p_.group, begin, keys, p_.head_size, x_.k_dot);
-      v_dot_ = load(p_.direction.value, head, p_.group, begin, keys, p_.value_head_size, x_.v_dot);
+      k_dot_ = right(p_.direction.key, head, p_.group, begin, keys, p_.head_size, x_.k_dot);
+      v_dot_ = left(p_.direction.value, head, begin, keys, p_.value_head_size, x_.v_dot);
     }
   }
 
   // q, do and the row statistics of a tile of queries.
   void load_queries(const TileRange& t) {
-    q_ = load(p_.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q);
+    q_ = right(p_.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q);
     transpose(p_.query, t, p_.head_size, x_.q_transposed);
-    dO_ = load(p_.grad_output, t.head, 1, t.query, t.queries, p_.value_head_size, x_.dO);
+    dO_ = right(p_.grad_output, t.head, 1, t.query, t.queries, p_.value_head_size, x_.dO);
     transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
     load_row_statistics(p_, t, x_.lse, x_.residual);
     if constexpr (kSecondOrder) {
-      q_dot_ = load(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
+      q_dot_ = right(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
       transpose(p_.direction.query, t, p_.head_size, x_.q_dot_transposed);
       copy_rows(t, rows_.delta(t.head), x_.delta);
       copy_rows(t, rows_.center(t.head), x_.center);
       copy_rows(t, rows_.mu(t.head), x_.mu);
       copy_rows(t, rows_.epsilon(t.head), x_.epsilon);
     } else {
-      row_deltas(p_, t, p_.grad_output ? x_.dO_transposed : nullptr, x_.spare, x_.delta);
+      row_deltas<E>(p_, t, p_.grad_output ? x_.dO_transposed : nullptr, x_.spare_right, x_.delta);
     }
   }
 
-  Rows<const T> q() const { return q_; }
-  Rows<const T> q_dot() const { return q_dot_; }
-  Rows<const T> dO() const { return dO_; }
-  Rows<const T> k(int64_t row) const { return {k_.data + row * k_.stride, k_.stride}; }
-  Rows<const T> k_dot(int64_t row) const {
-    return {k_dot_.data + row * k_dot_.stride, k_dot_.stride};
-  }
+  // Right factors of a tile of queries, and of the keys from `row` of the chunk.
+  Rows<const E> q() const { return q_; }
+  Rows<const E> q_dot() const { return q_dot_; }
+  Rows<const E> dO() const { return dO_; }
+  Rows<const E> k(int64_t row) const { return from_row(k_right_, row); }
+  Rows<const E> k_dot(int64_t row) const { return from_row(k_dot_, row); }
 
   // Fills the scratch tiles: w in p, ds, ds0, and ds0' in s_dot.
   Visibility compute(const TileRange& t) {
@@ -95,25 +99,36 @@ class GradientTile {
  private:
   using V = Vec<T>;
 
-  Rows<const T> load(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
-                     int64_t cols, T* buffer) const {
+  Rows<const E> right(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
+                      int64_t cols, E* buffer) const {
     if (!x) return {};
-    return rows_in_place_or_packed<T>(x, head_offset(p_, x, head, group), row, rows, cols, true,
-                                      buffer);
+    return pack_right<E>(x, head_offset(p_, x, head, group), row, rows, cols, buffer);
   }
-  void transpose(const Operand& x, const TileRange& t, int64_t cols, T* out) const {
+  Broadcast<E> left(const Operand& x, int64_t head, int64_t row, int64_t rows, int64_t cols,
+                    E* buffer) const {
+    if (!x) return {};
+    return pack_left<E>(x, head_offset(p_, x, head, p_.group), row, rows, cols, buffer);
+  }
+  // Chunks and tiles of keys start at whole elements.
+  static_assert(kTileKeys % kTerms<E> == 0);
+  static Rows<const E> from_row(Rows<const E> x, int64_t row) {
+    return {x.data + row / kTerms<E> * x.stride, x.stride};
+  }
+  void transpose(const Operand& x, const TileRange& t, int64_t cols, E* out) const {
     if (x)
-      pack_transposed<T>(x, head_offset(p_, x, t.head), t.query, t.queries, cols, out, t.width);
+      pack_transposed<E>(x, head_offset(p_, x, t.head), t.query, t.queries, cols, out, t.width);
   }
   static void copy_rows(const TileRange& t, const T* from, T* to) {
     for (int64_t i = 0; i < t.width; ++i) to[i] = i < t.queries ? from[t.query + i] : T(0);
   }
 
+  // The rows of `a` from `row` on, times b (depth terms, width).
   template <bool kAccumulate>
-  void product(const TileRange& t, Rows<const T> a, int64_t row, const T* b, int64_t depth,
+  void product(const TileRange& t, Broadcast<E> a, int64_t row, const E* b, int64_t depth,
                T* out) const {
-    tile_product<T, kAccumulate>(t.keys, t.width, depth, {a.data + row * a.stride, a.stride, 1},
-                                 {b, t.width}, {out, t.width});
+    tile_product<E, kAccumulate>(t.keys, t.width, elements<E>(depth),
+                                 {a.data + row * a.row, a.row, a.depth}, {b, t.width},
+                                 {out, t.width});
   }
 
   // s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  b'
@@ -122,7 +137,9 @@ class GradientTile {
     const int64_t count = t.keys * t.width;
     fill_zero(x_.s_dot, count);
     if (direction.query) product<true>(t, k_, row, x_.q_dot_transposed, p_.head_size, x_.s_dot);
-    if (direction.key) product<true>(t, k_dot_, row, x_.q_transposed, p_.head_size, x_.s_dot);
+    if (direction.key)
+      product<true>(t, {k_dot_.data, k_dot_.stride, 1}, row, x_.q_transposed, p_.head_size,
+                    x_.s_dot);
     if (direction.value && needs_dp) {
       product<false>(t, v_dot_, row, x_.dO_transposed, p_.value_head_size, x_.dp_dot);
       if (p_.dropout_p > 0) multiply_tile(count, x_.z, x_.dp_dot);
@@ -182,9 +199,10 @@ class GradientTile {
   const P& p_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
-  const GradientScratch<T, P>& x_;
+  const GradientScratch<E, P>& x_;
   int64_t key_begin_ = 0;
-  Rows<const T> q_{}, q_dot_{}, dO_{}, k_{}, v_{}, k_dot_{}, v_dot_{};
+  Broadcast<E> k_{}, v_{}, v_dot_{};
+  Rows<const E> q_{}, q_dot_{}, dO_{}, k_right_{}, k_dot_{};
 };
 
 }  // namespace

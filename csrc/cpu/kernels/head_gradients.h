@@ -86,24 +86,26 @@ class SlopeSums {
 
 // Backward: da = -sum_i exp(a - lse_i) delta_i. Second order, along a': the sink has the value 0,
 // so da = -sum_i exp(a - lse_i) (a' delta_i + eps_i).
-template <class T, class P>
-void sink_gradient(const P& p, RowStatistics<T> rows) {
+template <class E, class P>
+void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
+  using T = SumOf<E>;
   const int64_t tiles = divide_up(p.query_length, kTileQueries), width = tile_width<T>(p);
   const Buffer buffer(p.query_heads() * tiles * static_cast<int64_t>(sizeof(double)));
   double* sums = static_cast<double*>(buffer.data());
-  const int64_t elements = width * (3 + 2 * p.value_head_size);
-  const int64_t bytes = elements * static_cast<int64_t>(sizeof(T));
+  const int64_t size = elements<E>(p.value_head_size) * width;
+  const int64_t bytes =
+      3 * width * static_cast<int64_t>(sizeof(T)) + 2 * size * static_cast<int64_t>(sizeof(E));
   for_each_query_tile<T>(p, bytes, [&](const TileRange& t, void* scratch) {
     T* const lse = static_cast<T*>(scratch);
     T* const residual = lse + width;
     T* const delta = residual + width;
     load_row_statistics(p, t, lse, residual);
     if constexpr (__is_same(P, BackwardProblem)) {
-      T* const dO = delta + width;
+      E* const dO = reinterpret_cast<E*>(delta + width);
       if (p.grad_output)
-        pack_transposed<T>(p.grad_output, head_offset(p, p.grad_output, t.head), t.query, t.queries,
+        pack_transposed<E>(p.grad_output, head_offset(p, p.grad_output, t.head), t.query, t.queries,
                            p.value_head_size, dO, width);
-      row_deltas(p, t, p.grad_output ? dO : nullptr, dO + width * p.value_head_size, delta);
+      row_deltas<E>(p, t, p.grad_output ? dO : nullptr, dO + size, delta);
     } else {
       const T a_dot = head_value<T>(p, p.direction.sink, t.head);
       for (int64_t i = 0; i < t.queries; ++i) {

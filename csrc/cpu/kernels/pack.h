@@ -146,6 +146,34 @@ TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t
   return {buffer, stride};
 }
 
+// Rows [row, row + rows) of a head as a left factor (rows x cols), in place where that can be.
+template <class E>
+TORCH_EXT_INLINE Broadcast<E> pack_left(const Operand& x, int64_t offset, int64_t row, int64_t rows,
+                                        int64_t cols, E* buffer) {
+  const Rows<const E> in = rows_in_place_or_packed<E>(x, offset, row, rows, cols, false, buffer);
+  return {in.data, in.stride, 1};
+}
+
+// The same rows as a right factor (rows x cols), in place where that can be: the rows are the terms
+// of its sums.
+template <class E>
+TORCH_EXT_INLINE Rows<const E> pack_right(const Operand& x, int64_t offset, int64_t row,
+                                          int64_t rows, int64_t cols, E* buffer) {
+  return rows_in_place_or_packed<E>(x, offset, row, rows, cols, true, buffer);
+}
+
+// A tile of weights (keys x width) as the left factor of sums over its keys, (queries x keys), and
+// over its queries, (keys x queries). `buffer` has the size of the tile.
+template <class E>
+TORCH_EXT_INLINE Broadcast<E> factor_over_keys(const SumOf<E>* tile, int64_t, int64_t width, E*) {
+  return {tile, 1, width};
+}
+template <class E>
+TORCH_EXT_INLINE Broadcast<E> factor_over_queries(const SumOf<E>* tile, int64_t, int64_t,
+                                                  int64_t width, E*) {
+  return {tile, width, 1};
+}
+
 // x(r, c) = tile[r * stride + c] * factor, rounded once.
 template <class T>
 void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,

@@ -198,43 +198,48 @@ bool all_finite(const T* row, int64_t count) {
   return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
 }
 
-// C += A B, where A is a tile of weights (or its gradient) and `additive` the tile with the same
-// layout. A hidden entry is absent: 0 times inf must not reach C. Rows of B that hold inf or NaN
-// are therefore left out of the product and added for the visible entries alone. `spare` holds
-// depth x columns.
-template <class T>
-void tile_product_hidden(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a,
-                         const T* additive, Rows<const T> b, Rows<T> c, T* spare) {
+// C += A B, where A is a tile of weights (or its gradient) and `additive` the tile at the same
+// entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach C. Rows of B that
+// hold inf or NaN are therefore left out of the product and added for the visible entries alone.
+// `spare` holds depth x columns.
+template <class E>
+void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c,
+                         E* spare) {
+  using T = SumOf<E>;
+  const int64_t depth = elements<E>(terms);
   bool finite = true;
   for (int64_t k = 0; k < depth && finite; ++k) finite = all_finite(b.data + k * b.stride, columns);
-  if (finite) return tile_product<T, true>(rows, columns, depth, a, b, c);
+  if (finite) return tile_product<E, true>(rows, columns, depth, a, b, c);
 
   for (int64_t k = 0; k < depth; ++k) {
-    const T* row = b.data + k * b.stride;
+    const E* row = b.data + k * b.stride;
     const bool keep = all_finite(row, columns);
-    for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = keep ? row[j] : T(0);
+    for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = keep ? row[j] : E{0};
   }
-  tile_product<T, true>(rows, columns, depth, a, {spare, columns}, c);
-  for (int64_t k = 0; k < depth; ++k) {
-    const T* row = b.data + k * b.stride;
+  tile_product<E, true>(rows, columns, depth, a, {spare, columns}, c);
+  for (int64_t term = 0; term < terms; ++term) {
+    const int64_t k = term / kTerms<E>, part = term % kTerms<E>;
+    const E* row = b.data + k * b.stride;
     if (all_finite(row, columns)) continue;
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t entry = i * a.row + k * a.depth;
-      if (additive[entry] == -kInfinity<T>) continue;
-      for (int64_t j = 0; j < columns; ++j) c.data[i * c.stride + j] += a.data[entry] * row[j];
+      if (additive.data[i * additive.row + term * additive.depth] == -kInfinity<T>) continue;
+      const T weight = term_of(a.data[i * a.row + k * a.depth], part);
+      for (int64_t j = 0; j < columns; ++j)
+        c.data[i * c.stride + j] += weight * term_of(row[j], part);
     }
   }
 }
 
 // C += A B; the tile's visibility says whether hidden entries need care.
-template <class T>
-TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a,
-                                   Visibility seen, const T* additive, Rows<const T> b, Rows<T> c,
-                                   T* spare) {
+template <class E>
+TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                                   Visibility seen, Broadcast<SumOf<E>> additive, Rows<const E> b,
+                                   Rows<SumOf<E>> c, E* spare) {
   if (seen == Visibility::kAll)
-    tile_product<T, true>(rows, columns, depth, a, b, c);
+    tile_product<E, true>(rows, columns, elements<E>(terms), a, b, c);
   else
-    tile_product_hidden<T>(rows, columns, depth, a, additive, b, c, spare);
+    tile_product_hidden<E>(rows, columns, terms, a, additive, b, c, spare);
 }
 
 }  // namespace

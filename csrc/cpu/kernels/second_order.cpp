@@ -14,7 +14,7 @@ void run_second_order(const SecondOrderProblem& p) {
   const RowStatistics<T> rows{static_cast<T*>(memory.data()), p.query_length};
   tangent_sweep(p, rows);
   if (p.grad_query || p.grad_key || p.grad_value || p.grad_bias || p.grad_slopes || p.grad_sink)
-    run_gradients(p, rows);
+    run_gradients<T>(p, rows);
 }
 
 }  // namespace

@@ -124,8 +124,8 @@ class TangentTask {
   }
 
   void add_to_output(const TileRange& t, Visibility seen, const T* weights, Rows<const T> v) {
-    weighted_sum<T>(t.queries, x_.columns, t.keys, {weights, 1, t.width}, seen, x_.additive, v,
-                    {x_.o_dot, x_.columns}, x_.spare);
+    weighted_sum<T>(t.queries, x_.columns, t.keys, {weights, 1, t.width}, seen,
+                    {x_.additive, 1, t.width}, v, {x_.o_dot, x_.columns}, x_.spare);
   }
 
   // s -> p and q' k^T + q k'^T -> p (s' - origin) for a vector of queries, and their moments.

@@ -1,5 +1,9 @@
 // The one matrix product of all kernels: C (=, +=) A B on tiles that fit the caches.
 //
+// An element E of A and B is a number, or a Pair of bfloat16 that fma multiplies and adds at once
+// (pairs.h): kTerms<E> consecutive terms of a sum in the type SumOf<E> of C. Depths and strides
+// count elements.
+//
 // A is read one element at a time and broadcast, so it may have any strides: the same code
 // multiplies by a tile or by its transpose, and keys and values are used where they lie, without
 // packing. B and C are rows of whole vectors. Every element of A B is a sum of chains of kChain
@@ -13,10 +17,32 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// A (rows x depth): element (i, k) at data[i * row + k * depth].
+template <class E>
+constexpr int kTerms = 1;
+
+template <class E>
+struct SumType {
+  using Type = E;
+};
+template <class E>
+using SumOf = typename SumType<E>::Type;
+
+// How many elements hold `terms` terms of a sum.
+template <class E>
+TORCH_EXT_INLINE int64_t elements(int64_t terms) {
+  return (terms + kTerms<E> - 1) / kTerms<E>;
+}
+
+// One term of an element.
 template <class T>
+TORCH_EXT_INLINE T term_of(T x, int64_t) {
+  return x;
+}
+
+// A (rows x depth): element (i, k) at data[i * row + k * depth].
+template <class E>
 struct Broadcast {
-  const T* data;
+  const E* data;
   int64_t row;
   int64_t depth;
 };
@@ -42,8 +68,10 @@ constexpr int kPanelVectors = 2;
 constexpr int block_rows(int vectors) { return vectors == 1 ? 8 : 6; }
 #endif
 
-template <class T, int kRows, int kVectors, bool kAccumulate>
-TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T> b, Rows<T> c) {
+template <class E, int kRows, int kVectors, bool kAccumulate>
+TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E> b,
+                                     Rows<SumOf<E>> c) {
+  using T = SumOf<E>;
   constexpr int kSize = Vec<T>::kSize;
   Vec<T> sum[kRows][kVectors];
   TORCH_EXT_UNROLL
@@ -52,12 +80,12 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T
     for (int j = 0; j < kVectors; ++j) sum[i][j] = Vec<T>::fill(0);
   }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> row[kVectors];
+    Vec<E> row[kVectors];
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kVectors; ++j) row[j] = Vec<T>::load(b.data + j * kSize);
+    for (int j = 0; j < kVectors; ++j) row[j] = Vec<E>::load(b.data + j * kSize);
     TORCH_EXT_UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const Vec<T> element = Vec<T>::fill(a.data[i * a.row]);
+      const Vec<E> element = Vec<E>::fill(a.data[i * a.row]);
       TORCH_EXT_UNROLL
       for (int j = 0; j < kVectors; ++j) sum[i][j] = fma(element, row[j], sum[i][j]);
     }
@@ -76,9 +104,9 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<T> a, Rows<const T
 }
 
 // One panel of columns, from top to bottom in blocks of block_rows, then 4, 2 and 1 rows.
-template <class T, int kVectors, bool kAccumulate>
-__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<T> a,
-                                              Rows<const T> b, Rows<T> c) {
+template <class E, int kVectors, bool kAccumulate>
+__attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<E> a,
+                                              Rows<const E> b, Rows<SumOf<E>> c) {
   const auto advance = [&](int64_t n) {
     a.data += n * a.row;
     c.data += n * c.stride;
@@ -86,25 +114,25 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
   };
   constexpr int kBlockRows = block_rows(kVectors);
   while (rows >= kBlockRows) {
-    multiply_block<T, kBlockRows, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c);
     advance(kBlockRows);
   }
   while (rows >= 4) {
-    multiply_block<T, 4, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, 4, kVectors, kAccumulate>(depth, a, b, c);
     advance(4);
   }
   if (rows >= 2) {
-    multiply_block<T, 2, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, 2, kVectors, kAccumulate>(depth, a, b, c);
     advance(2);
   }
-  if (rows >= 1) multiply_block<T, 1, kVectors, kAccumulate>(depth, a, b, c);
+  if (rows >= 1) multiply_block<E, 1, kVectors, kAccumulate>(depth, a, b, c);
 }
 
 // The panels of one chain.
-template <class T, bool kAccumulate>
-void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b,
-                    Rows<T> c) {
-  constexpr int kSize = Vec<T>::kSize;
+template <class E, bool kAccumulate>
+void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
+                    Rows<SumOf<E>> c) {
+  constexpr int kSize = Vec<SumOf<E>>::kSize;
   int64_t vectors = columns / kSize;
   const auto advance = [&](int64_t n) {
     b.data += n * kSize;
@@ -112,27 +140,28 @@ void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a
     vectors -= n;
   };
   while (vectors >= kPanelVectors) {
-    multiply_panel<T, kPanelVectors, kAccumulate>(rows, depth, a, b, c);
+    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c);
     advance(kPanelVectors);
   }
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 3) return multiply_panel<T, 3, kAccumulate>(rows, depth, a, b, c);
-    if (vectors == 2) return multiply_panel<T, 2, kAccumulate>(rows, depth, a, b, c);
+    if (vectors == 3) return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c);
+    if (vectors == 2) return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c);
   }
-  if (vectors == 1) multiply_panel<T, 1, kAccumulate>(rows, depth, a, b, c);
+  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c);
 }
 
 constexpr int64_t kChain = 64;
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of
-// Vec<T>::kSize.
-template <class T, bool kAccumulate>
-void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<T> a, Rows<const T> b,
-                  Rows<T> c) {
-  const auto length = [](int64_t left) { return left < kChain ? left : kChain; };
-  multiply_chain<T, kAccumulate>(rows, columns, length(depth), a, b, c);
-  for (int64_t k = kChain; k < depth; k += kChain)
-    multiply_chain<T, true>(rows, columns, length(depth - k),
+// Vec<SumOf<E>>::kSize.
+template <class E, bool kAccumulate>
+void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
+                  Rows<SumOf<E>> c) {
+  constexpr int64_t kSteps = kChain / kTerms<E>;
+  const auto length = [](int64_t left) { return left < kSteps ? left : kSteps; };
+  multiply_chain<E, kAccumulate>(rows, columns, length(depth), a, b, c);
+  for (int64_t k = kSteps; k < depth; k += kSteps)
+    multiply_chain<E, true>(rows, columns, length(depth - k),
                             {a.data + k * a.depth, a.row, a.depth},
                             {b.data + k * b.stride, b.stride}, c);
 }

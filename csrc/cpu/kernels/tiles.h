@@ -2,7 +2,7 @@
 // the problem alone, never on the number of threads: they fix the order of every sum.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/pairs.h"
 #include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

@@ -199,6 +199,12 @@ TORCH_EXT_INLINE Vec<T> abs(Vec<T> a) {
   return max(Vec<T>::fill(0) - a, a);
 }
 
+// a b + c, but c where b is 0, whatever a is (inf and NaN included).
+template <class T>
+TORCH_EXT_INLINE Vec<T> fma_unless_zero(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return if_equal(b, Vec<T>::fill(0), c, fma(a, b, c));
+}
+
 // Sum and largest of the lanes, always in the same order.
 template <class T>
 TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {

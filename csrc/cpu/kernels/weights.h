@@ -40,24 +40,22 @@ void load_row_statistics(const P& p, const TileRange& t, T* lse, T* residual) {
 // delta = rowsum(do o) - dlse (width), from do and o transposed, in the same chains as dp^T = v
 // do^T: where a row sees one key, o = v and dp - delta is exactly 0. `dO` is null where grad_output
 // is absent; `o` holds (E, width) of spare memory.
-template <class T>
-void row_deltas(const BackwardProblem& p, const TileRange& t, const T* dO, T* o, T* delta) {
-  using V = Vec<T>;
-  const int64_t size = dO ? p.value_head_size : 0;
+template <class E>
+void row_deltas(const BackwardProblem& p, const TileRange& t, const E* dO, E* o, SumOf<E>* delta) {
+  using V = Vec<SumOf<E>>;
+  constexpr int64_t kSteps = kChain / kTerms<E>;
+  const int64_t size = dO ? elements<E>(p.value_head_size) : 0;
   if (dO)
-    pack_transposed<T>(p.output, head_offset(p, p.output, t.head), t.query, t.queries, size, o,
-                       t.width);
+    pack_transposed<E>(p.output, head_offset(p, p.output, t.head), t.query, t.queries,
+                       p.value_head_size, o, t.width);
   for (int64_t i = 0; i < t.width; i += V::kSize) {
     V sum = V::fill(0);
-    for (int64_t begin = 0; begin < size; begin += kChain) {
+    for (int64_t begin = 0; begin < size; begin += kSteps) {
       V chain = V::fill(0);
-      for (int64_t e = begin; e < smaller(size, begin + kChain); ++e) {
-        // A row that sees nothing has o = 0: what do holds there, inf and NaN included, is no
-        // matter.
-        const V output = V::load(o + e * t.width + i);
-        chain =
-            if_equal(output, V::fill(0), chain, fma(V::load(dO + e * t.width + i), output, chain));
-      }
+      // A row that sees nothing has o = 0: what do holds there, inf and NaN included, is no matter.
+      for (int64_t e = begin; e < smaller(size, begin + kSteps); ++e)
+        chain = fma_unless_zero(Vec<E>::load(dO + e * t.width + i),
+                                Vec<E>::load(o + e * t.width + i), chain);
       sum = sum + chain;
     }
     sum.store(delta + i);
@@ -65,7 +63,7 @@ void row_deltas(const BackwardProblem& p, const TileRange& t, const T* dO, T* o,
   if (!p.grad_logsumexp) return;
   const int64_t offset = head_offset(p, p.grad_logsumexp, t.head);
   for (int64_t i = 0; i < t.queries; ++i)
-    delta[i] -= row_value<T>(p.grad_logsumexp, offset, t.query + i);
+    delta[i] -= row_value<SumOf<E>>(p.grad_logsumexp, offset, t.query + i);
 }
 
 // The sink with logit a as a key of its own: its weights exp((a - lse) - residual).

@@ -1,11 +1,12 @@
 // Tiles against plain loops: every storage type, every size around the vector width, strides of
 // every kind, any alignment. Memory between and after the elements is NaN or may not be touched at
 // all.
-#include "cpu/kernels/pack.h"
-
 #include <gtest/gtest.h>
 
+#include <functional>
+
 #include "../helpers.h"
+#include "cpu/kernels/pairs.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -39,7 +40,7 @@ double value(S x) {
 }
 
 template <class T_, class S_>
-struct Pair {
+struct Conversion {
   using T = T_;
   using S = S_;
 };
@@ -131,9 +132,10 @@ class PackTest : public testing::Test {
   test::FencedMemory out_{1 << 16};
 };
 
-using Pairs = testing::Types<Pair<float, float>, Pair<float, BFloat16>, Pair<float, Float16>,
-                             Pair<float, bool>, Pair<double, double>, Pair<double, bool>>;
-TYPED_TEST_SUITE(PackTest, Pairs);
+using Conversions = testing::Types<Conversion<float, float>, Conversion<float, BFloat16>,
+                                   Conversion<float, Float16>, Conversion<float, bool>,
+                                   Conversion<double, double>, Conversion<double, bool>>;
+TYPED_TEST_SUITE(PackTest, Conversions);
 
 TYPED_TEST(PackTest, CopiesTiles) {
   using T = typename TypeParam::T;
@@ -224,6 +226,60 @@ TYPED_TEST(PackTest, WritesRowsAndNothingBetweenThem) {
       ASSERT_TRUE(this->memory_.untouched_except(written));
     });
 }
+
+#ifdef __AVX512BF16__
+
+class PackPairsTest : public PackTest<Conversion<float, BFloat16>> {
+ protected:
+  // `got(r, c)`: the pair of terms r and r + 1 (r even) of column c; 0 beyond the last term and
+  // from `cols` to `stride`.
+  template <class Got>
+  static void expect_pairs(int64_t terms, int64_t cols, int64_t stride, const Got& got,
+                           const std::function<double(int64_t, int64_t)>& expected) {
+    for (int64_t r = 0; r < terms; r += 2)
+      for (int64_t c = 0; c < stride; ++c)
+        for (int64_t part = 0; part < 2; ++part) {
+          const double want = c < cols && r + part < terms ? expected(r + part, c) : 0;
+          ASSERT_EQ(static_cast<double>(term_of(got(r, c), part)), want)
+              << "term " << r + part << ", column " << c;
+        }
+  }
+};
+
+TEST_F(PackPairsTest, RightFactorsAndTransposesWithZerosBeyond) {
+  for_all_tiles([&](const Operand& x, int64_t rows, int64_t cols) {
+    const int64_t skipped = rows / 2, left = rows - skipped;
+    const auto entry = [&](int64_t r, int64_t c) { return at(x, skipped + r, c); };
+    const int64_t width = round_up(cols, 16), height = round_up(left, 16);
+    Pair* out = out_.last<Pair>(elements<Pair>(left) * width);
+    const Rows<const Pair> right = pack_right<Pair>(x, 0, skipped, left, cols, out);
+    expect_pairs(
+        left, cols, width,
+        [&](int64_t r, int64_t c) { return right.data[r / 2 * right.stride + c]; }, entry);
+    out_.poison();
+    out = out_.last<Pair>(elements<Pair>(cols) * height);
+    pack_transposed<Pair>(x, 0, skipped, left, cols, out, height);
+    expect_pairs(
+        cols, left, height, [&](int64_t c, int64_t r) { return out[c / 2 * height + r]; },
+        [&](int64_t c, int64_t r) { return entry(r, c); });
+  });
+}
+
+TEST_F(PackPairsTest, LeftFactorsInPlaceWhereTheirTermsArePairsInMemory) {
+  for_all_tiles([&](const Operand& x, int64_t rows, int64_t cols) {
+    Pair* buffer = out_.last<Pair>(rows * elements<Pair>(cols));
+    const Broadcast<Pair> left = pack_left<Pair>(x, 0, 0, rows, cols, buffer);
+    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % sizeof(Pair) == 0;
+    ASSERT_EQ(left.data != buffer,
+              x.col_stride == 1 && x.row_stride % 2 == 0 && cols % 2 == 0 && aligned);
+    expect_pairs(
+        cols, rows, rows,
+        [&](int64_t c, int64_t r) { return left.data[r * left.row + c / 2 * left.depth]; },
+        [&](int64_t c, int64_t r) { return at(x, r, c); });
+  });
+}
+
+#endif
 
 }  // namespace
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

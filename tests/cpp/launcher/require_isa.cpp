@@ -4,7 +4,7 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <cstring>
+#include <string_view>
 
 #include "cpu/isa.h"
 
@@ -13,9 +13,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: require_isa LEVEL PROGRAM [ARGUMENT...]\n");
     return 2;
   }
-  const bool supported = std::strcmp(argv[1], "avx512") == 0 ? torch_ext::cpu::has_avx512()
-                         : std::strcmp(argv[1], "avx2") == 0 ? torch_ext::cpu::has_avx2()
-                                                             : false;
+  const std::string_view level = argv[1];
+  const bool supported = level == "avx512_bf16" ? torch_ext::cpu::has_avx512_bf16()
+                         : level == "avx512"    ? torch_ext::cpu::has_avx512()
+                         : level == "avx2"      ? torch_ext::cpu::has_avx2()
+                                                : false;
   if (!supported) {
     std::printf("skipped: this processor cannot run %s code\n", argv[1]);
     return 77;
