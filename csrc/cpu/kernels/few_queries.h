@@ -19,8 +19,9 @@ constexpr int64_t kFewQueries = 8;
 constexpr int64_t kFewRows = 16;
 // Keys of a tile: together with their values they stay in the level-2 cache.
 constexpr int64_t kFewKeys = 128;
-// Keys of a task: chunks of this size, but of more keys where there would be too many of them.
-constexpr int64_t kFewChunkKeys = 2 * kFewKeys;
+// Numbers that a task reads, about: enough to be worth a task, and chunks enough for many threads.
+constexpr int64_t kFewChunkNumbers = 1 << 16;
+// Chunks of a head at most; of very many keys each has more.
 constexpr int64_t kMostFewChunks = 64;
 
 TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
@@ -33,7 +34,9 @@ struct FewChunks {
 
   explicit TORCH_EXT_INLINE FewChunks(const Problem& p) {
     const int64_t keys = larger(1, p.key_length);
-    const int64_t pieces = smaller(kMostFewChunks, divide_up(keys, kFewChunkKeys));
+    const int64_t wanted =
+        larger(kFewKeys, kFewChunkNumbers / larger(1, p.head_size + p.value_head_size));
+    const int64_t pieces = smaller(kMostFewChunks, divide_up(keys, wanted));
     size = round_up(divide_up(keys, pieces), kFewKeys);
     count = divide_up(keys, size);
   }
@@ -82,6 +85,5 @@ Visibility additive_rows(const Problem& transposed, const RowTile& t, T* additiv
 }  // namespace
 
 void few_queries_forward(const ForwardProblem&);
-
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

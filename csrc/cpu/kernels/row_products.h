@@ -58,17 +58,26 @@ TORCH_EXT_INLINE void sum_lanes(const Vec<double> (&x)[4], double* out) {
   }
 }
 
-// out (kRows x kKeys) = A B^T over `depth` columns; key k of B is at b[k].
+// Asks for `rows` rows of `cols` elements, kAhead rows behind `from`, before they are needed. Only
+// where elements are widened: their loads come too slowly one after the other to keep the memory
+// busy. Where they are not, the processor's own prefetching is better.
+template <class T, class S>
+TORCH_EXT_INLINE void prefetch_rows(Rows<const S> from, int64_t rows, int64_t cols) {
+  constexpr int64_t kAhead = 32, kLine = 64 / sizeof(S);
+  if constexpr (!__is_same(T, S))
+    for (int64_t r = kAhead; r < kAhead + rows; ++r)
+      for (int64_t c = 0; c < cols; c += kLine)
+        _mm_prefetch(reinterpret_cast<const char*>(from.data + r * from.stride + c), _MM_HINT_T0);
+}
+
+// Columns whose products add up in the lanes before these are summed: chains of 8 or 16, so that
+// the sum of a long row has the error of a blocked sum.
+constexpr int64_t kSpan = 128;
+
+// sum (kRows x kKeys) of vectors += A B^T in each lane; key k of B is at b[k].
 template <class T, int kRows, int kKeys, class S>
-TORCH_EXT_INLINE void dot_block(int64_t depth, Rows<const T> a, const S* const (&b)[kKeys],
-                                Rows<T> out, bool accumulate) {
-  constexpr int kSize = Vec<T>::kSize;
-  Vec<T> sum[kRows][kKeys];
-  TORCH_EXT_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    TORCH_EXT_UNROLL
-    for (int k = 0; k < kKeys; ++k) sum[i][k] = Vec<T>::fill(0);
-  }
+TORCH_EXT_INLINE void multiply_lanes(int64_t begin, int64_t end, Rows<const T> a,
+                                     const S* const (&b)[kKeys], Vec<T> (&sum)[kRows][kKeys]) {
   const auto step = [&](int64_t d, auto... count) __attribute__((always_inline)) {
     Vec<T> row[kRows];
     TORCH_EXT_UNROLL
@@ -80,31 +89,48 @@ TORCH_EXT_INLINE void dot_block(int64_t depth, Rows<const T> a, const S* const (
       for (int i = 0; i < kRows; ++i) sum[i][k] = fma(row[i], key, sum[i][k]);
     }
   };
-  int64_t d = 0;
-  for (; d + kSize <= depth; d += kSize) step(d);
-  if (d < depth) step(d, depth - d);
-  TORCH_EXT_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    T total[kKeys];
+  for (; begin + Vec<T>::kSize <= end; begin += Vec<T>::kSize) step(begin);
+  if (begin < end) step(begin, end - begin);
+}
+
+// out (kRows x kKeys) = A B^T over `depth` columns
+template <class T, int kRows, int kKeys, class S>
+TORCH_EXT_INLINE void dot_block(int64_t depth, Rows<const T> a, const S* const (&b)[kKeys],
+                                Rows<T> out) {
+  T total[kRows][kKeys] = {};
+  for (int64_t d = 0; d < depth; d += kSpan) {
+    Vec<T> sum[kRows][kKeys];
     TORCH_EXT_UNROLL
-    for (int k = 0; k < kKeys; k += 4)
-      sum_lanes({sum[i][k], sum[i][k + 1], sum[i][k + 2], sum[i][k + 3]}, total + k);
-    T* to = out.data + i * out.stride;
-    for (int k = 0; k < kKeys; ++k) to[k] = accumulate ? to[k] + total[k] : total[k];
+    for (int i = 0; i < kRows; ++i) {
+      TORCH_EXT_UNROLL
+      for (int k = 0; k < kKeys; ++k) sum[i][k] = Vec<T>::fill(0);
+    }
+    multiply_lanes<T>(d, smaller(depth, d + kSpan), a, b, sum);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      T part[kKeys];
+      TORCH_EXT_UNROLL
+      for (int k = 0; k < kKeys; k += 4)
+        sum_lanes({sum[i][k], sum[i][k + 1], sum[i][k + 2], sum[i][k + 3]}, part + k);
+      for (int k = 0; k < kKeys; ++k) total[i][k] += part[k];
+    }
   }
+  for (int i = 0; i < kRows; ++i)
+    __builtin_memcpy(out.data + i * out.stride, total[i], sizeof total[i]);
 }
 
 // kRows rows of A against all keys. Keys beyond the last repeat it; what they yield is written to
 // `out` up to a multiple of kKeys and means nothing.
 template <class T, int kRows, class S>
 __attribute__((noinline)) void dot_rows(int64_t depth, Rows<const T> a, Rows<const S> b,
-                                        int64_t keys, Rows<T> out, bool accumulate) {
+                                        int64_t keys, Rows<T> out) {
   constexpr int kKeys = kRows == 1 ? 8 : 4;
   for (int64_t j = 0; j < keys; j += kKeys) {
     const S* rows[kKeys];
     TORCH_EXT_UNROLL
     for (int k = 0; k < kKeys; ++k) rows[k] = b.data + smaller(j + k, keys - 1) * b.stride;
-    dot_block<T, kRows>(depth, a, rows, {out.data + j, out.stride}, accumulate);
+    prefetch_rows<T, S>({b.data + j * b.stride, b.stride}, kKeys, depth);
+    dot_block<T, kRows>(depth, a, rows, {out.data + j, out.stride});
   }
 }
 
@@ -145,10 +171,13 @@ __attribute__((noinline)) void weigh_rows(int64_t cols, Rows<const T> w, Rows<co
   int64_t j = 0;
   const auto block = [&](auto size) __attribute__((always_inline)) {
     weigh_block<T, kRows, decltype(size)::value>(cols, {w.data + j, w.stride},
-                                              Rows<const S>{b.data + j * b.stride, b.stride}, c);
+                                                 Rows<const S>{b.data + j * b.stride, b.stride}, c);
     j += decltype(size)::value;
   };
-  while (j + kKeys <= keys) block(Int<kKeys>());
+  while (j + kKeys <= keys) {
+    prefetch_rows<T, S>({b.data + j * b.stride, b.stride}, kKeys, cols);
+    block(Int<kKeys>());
+  }
   while (j < keys) block(Int<1>());
 }
 
@@ -182,15 +211,11 @@ TORCH_EXT_INLINE void with_stored_rows(const StoredRows& b, T* buffer, const Use
 // may be written up to a multiple of 8.
 template <class T>
 void row_products(int64_t rows, Rows<const T> a, const StoredRows& b, Rows<T> out, T* buffer) {
-  constexpr int64_t kSpan = kChain * Vec<T>::kSize;  // columns of one chain in each lane
   with_stored_rows(b, buffer, [&](auto stored) {
-    for (int64_t d = 0; d == 0 || d < b.cols; d += kSpan)
-      for_row_blocks(rows, [&](auto at_a_time, int64_t i) {
-        dot_rows<T, decltype(at_a_time)::value>(
-            smaller(b.cols - d, kSpan), {a.data + i * a.stride + d, a.stride},
-            decltype(stored){stored.data + d, stored.stride}, b.rows,
-            {out.data + i * out.stride, out.stride}, d > 0);
-      });
+    for_row_blocks(rows, [&](auto at_a_time, int64_t i) {
+      dot_rows<T, decltype(at_a_time)::value>(b.cols, {a.data + i * a.stride, a.stride}, stored,
+                                              b.rows, {out.data + i * out.stride, out.stride});
+    });
   });
 }
 
@@ -200,7 +225,7 @@ void weighted_rows(int64_t rows, Rows<const T> w, const StoredRows& b, Rows<T> c
   with_stored_rows(b, buffer, [&](auto stored) {
     for_row_blocks(rows, [&](auto at_a_time, int64_t i) {
       weigh_rows<T, decltype(at_a_time)::value>(b.cols, {w.data + i * w.stride, w.stride}, stored,
-                                             b.rows, {c.data + i * c.stride, c.stride});
+                                                b.rows, {c.data + i * c.stride, c.stride});
     });
   });
 }
