@@ -3,10 +3,10 @@
 // Task: one tile of queries of one head. Loop: over the tiles of keys that the window shows to
 // them. Reads q once and k, v once per tile of queries; writes o and lse once; nothing of size N x
 // M exists.
-#include <cmath>
-
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
+#include "cpu/kernels/few_queries.h"
+#include "cpu/kernels/logsumexp.h"
 #include "cpu/kernels/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -117,29 +117,15 @@ void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
   }
 }
 
-// o / l, and logsumexp = m + log l split into its rounding and the residual.
+// o / l, and logsumexp.
 template <class E>
 void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
   using T = SumOf<E>;
-  const int64_t lse_offset = head_offset(p, p.logsumexp, t.head);
-  const int64_t residual_offset = head_offset(p, p.logsumexp_residual, t.head);
   for (int64_t i = 0; i < t.queries; ++i) {
-    const bool empty = x.row_sum[i] == 0;
-    const T inverse = empty ? T(0) : T(1) / x.row_sum[i];
+    const T inverse = x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i];
     T* row = x.o + i * x.columns;
     for (int64_t e = 0; e < x.columns; ++e) row[e] *= inverse;
-
-    const double log_sum = std::log(static_cast<double>(x.row_sum[i]));
-    const double exact = x.row_max[i] + log_sum;
-    const T rounded = empty ? -kInfinity<T> : static_cast<T>(exact);
-    // For double the sum itself is rounded: what it lost is exact by two-sum, |row_max| >=
-    // |log_sum| or not.
-    const double shadow = exact - x.row_max[i];
-    const double lost = (x.row_max[i] - (exact - shadow)) + (log_sum - shadow);
-    const double residual = (exact - static_cast<double>(rounded)) + lost;
-    row_value<T>(p.logsumexp, lse_offset, t.query + i) = rounded;
-    row_value<T>(p.logsumexp_residual, residual_offset, t.query + i) =
-        residual - residual == 0 ? static_cast<T>(residual) : T(0);
+    write_logsumexp(p, t.head, t.query + i, x.row_max[i], x.row_sum[i]);
   }
   write_rows<T>(x.o, x.columns, t.queries, p.value_head_size, T(1), p.output,
                 head_offset(p, p.output, t.head), t.query);
@@ -203,8 +189,11 @@ void run_forward(const ForwardProblem& p) {
 
 void forward(const ForwardProblem& problem) {
 #ifdef __AVX512BF16__
+  // Few queries wait for memory, not for products.
+  if (has_few_queries(problem)) return avx512::forward(problem);
   run_forward<Pair>(problem);
 #else
+  if (has_few_queries(problem)) return few_queries_forward(problem);
   if (problem.query.dtype == DType::Float64)
     run_forward<double>(problem);
   else

@@ -20,6 +20,12 @@ TORCH_EXT_INLINE int64_t round_up(int64_t n, int64_t multiple) {
   return divide_up(n, multiple) * multiple;
 }
 
+// A number that is known when compiling, as an argument.
+template <int kValue>
+struct Int {
+  static constexpr int value = kValue;
+};
+
 template <class T>
 void fill_zero(T* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = 0;

@@ -1,0 +1,281 @@
+// (q, k, v) -> (o, lse, residual) for few queries.
+//
+// Task: one chunk of the keys of a key head, with some of the query heads that read it; loop: tiles
+// of keys. Reads k and v once. Each chunk leaves its own (o, m, l) for every row; the chunks of a
+// row are merged in their order:
+//   m = max_c m_c,  l = sum_c l_c exp(m_c - m),  o = sum_c o_c exp(m_c - m) / l
+#include "cpu/kernels/dropout.h"
+#include "cpu/kernels/few_queries.h"
+#include "cpu/kernels/logsumexp.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+// What one chunk of keys yields for a row: o, not yet divided by the sum, then m and l.
+template <class T>
+struct Partial {
+  T* o;
+  int64_t columns;  // E in whole vectors
+
+  static TORCH_EXT_INLINE int64_t size(int64_t columns) { return columns + Vec<T>::kSize; }
+  TORCH_EXT_INLINE T& max() const { return o[columns]; }      // of the scores seen so far
+  TORCH_EXT_INLINE T& sum() const { return o[columns + 1]; }  // of exp(s - max)
+
+  TORCH_EXT_INLINE void start(T first_max, T first_sum) const {
+    fill_zero(o, columns);
+    max() = first_max;
+    sum() = first_sum;
+  }
+  // Adds sums that are relative to another maximum.
+  TORCH_EXT_INLINE void add(const T* other, T other_max, T other_sum) const {
+    using V = Vec<T>;
+    const T largest = other_max > max() ? other_max : max();
+    // Where nothing was seen, 0 instead of -inf makes every exp(-inf - 0) a 0.
+    const V finite_max = V::fill(largest == -kInfinity<T> ? 0 : largest);
+    const V mine = exp(V::fill(max()) - finite_max), its = exp(V::fill(other_max) - finite_max);
+    for (int64_t e = 0; e < columns; e += V::kSize)
+      fma(V::load(o + e), mine, V::load(other + e) * its).store(o + e);
+    const V total = fma(V::fill(sum()), mine, V::fill(other_sum) * its);
+    T lanes[V::kSize];
+    total.store(lanes);
+    max() = largest;
+    sum() = lanes[0];
+  }
+};
+
+template <class T>
+struct FewForwardScratch {
+  int64_t rows;           // of a task
+  int64_t columns;        // D in whole vectors
+  int64_t value_columns;  // E in whole vectors
+  T* q;                   // (rows, columns)
+  T* scores;              // (rows, keys): s, then p
+  T* additive;            // (rows, keys)
+  T* z;                   // (keys, N), with dropout
+  T* stored;   // (keys, columns or value_columns), where key or value cannot be read in place
+  T* spare;    // for a tile of scores or of v
+  T* o;        // (rows, value_columns) of one tile
+  T* partial;  // (rows) of a Partial each, where there is one chunk
+  T* merged;   // one Partial
+  int64_t bytes;
+
+  FewForwardScratch(const Problem& p, void* memory) {
+    Scratch scratch(memory);
+    rows = smaller(p.group, larger(1, kFewRows / p.query_length)) * p.query_length;
+    columns = round_up(p.head_size, Vec<T>::kSize);
+    value_columns = round_up(p.value_head_size, Vec<T>::kSize);
+    const int64_t keys = row_width(smaller(p.key_length, kFewKeys));
+    const int64_t widest = larger(columns, value_columns);
+    q = scratch.take<T>(rows * columns);
+    scores = scratch.take<T>(rows * keys);
+    additive = scratch.take<T>(rows * keys);
+    z = scratch.take<T>(p.dropout_p > 0 ? p.query_length * keys : 0);
+    stored = scratch.take<T>(keys * widest);
+    spare = scratch.take<T>(keys * larger(p.query_length, widest));
+    o = scratch.take<T>(rows * value_columns);
+    partial = scratch.take<T>(rows * Partial<T>::size(value_columns));
+    merged = scratch.take<T>(Partial<T>::size(value_columns));
+    bytes = scratch.used();
+  }
+};
+
+// s <- softcap(c s) + b along a row, -inf beyond `keys`; returns the largest.
+template <bool kAdditive, bool kCapped, class T>
+TORCH_EXT_INLINE T score_row(const ScoreRule<T>& rule, const RowTile& t, const T* additive, T* s) {
+  using V = Vec<T>;
+  V u, largest = V::fill(-kInfinity<T>);
+  for (int64_t j = 0; j < t.width; j += V::kSize) {
+    const V b = kAdditive ? V::load(additive + j) : V::fill(0);
+    V score = rule.template score<kAdditive, kCapped>(V::load(s + j), b, &u);
+    if (j + V::kSize > t.keys)
+      score = if_less(V::fill(static_cast<T>(j)) + V::iota(), V::fill(static_cast<T>(t.keys)),
+                      score, V::fill(-kInfinity<T>));
+    score.store(s + j);
+    largest = max(score, largest);
+  }
+  T lanes[V::kSize], row_max = -kInfinity<T>;
+  largest.store(lanes);
+  for (const T x : lanes) row_max = x > row_max ? x : row_max;
+  return row_max;
+}
+
+// p = exp(s - m) along a row; returns the sum.
+template <class T>
+TORCH_EXT_INLINE T exp_row(int64_t width, T max, T* s) {
+  using V = Vec<T>;
+  const V finite_max = V::fill(max == -kInfinity<T> ? 0 : max);
+  V sum = V::fill(0);
+  for (int64_t j = 0; j < width; j += V::kSize) {
+    const V p = exp(V::load(s + j) - finite_max);
+    p.store(s + j);
+    sum = sum + p;
+  }
+  return sum_lanes(sum);
+}
+
+template <class T>
+class FewForwardTask {
+ public:
+  FewForwardTask(const ForwardProblem& p, const Problem& transposed, void* memory)
+      : p_(p), transposed_(transposed), rule_(p), x_(p, memory) {}
+
+  // Query heads [head, head + heads), keys [begin, end). `partials`: one for each row, `step`
+  // elements apart.
+  void run(int64_t head, int64_t heads, int64_t begin, int64_t end, T* partials, int64_t step) {
+    rows_ = heads * p_.query_length;
+    for (int64_t i = 0; i < rows_; ++i)
+      Partial<T>{partials + i * step, x_.value_columns}.start(-kInfinity<T>, 0);
+    for (int64_t h = 0; h < heads; ++h)
+      pack_rows<T>(p_.query, head_offset(p_, p_.query, head + h), 0, p_.query_length, p_.head_size,
+                   x_.q + h * p_.query_length * x_.columns, x_.columns);
+    const KeyRange range = visible_keys(p_, 0, p_.query_length);
+    RowTile t{head, heads, larger(begin, range.begin / kFewKeys * kFewKeys), 0, 0};
+    for (end = smaller(end, range.end); t.key < end; t.key += kFewKeys) {
+      t.keys = smaller(kFewKeys, end - t.key);
+      t.width = row_width(t.keys);
+      add_tile(t, partials, step);
+    }
+  }
+
+  const FewForwardScratch<T>& scratch() const { return x_; }
+
+ private:
+  void add_tile(const RowTile& t, T* partials, int64_t step) {
+    const Visibility seen = additive_rows<T>(transposed_, t, x_.additive, x_.spare);
+    if (seen == Visibility::kNone) return;
+    // s = q k^T
+    const StoredRows k{p_.key, head_offset(p_, p_.key, t.head, p_.group), t.key, t.keys,
+                       p_.head_size};
+    row_products<T>(rows_, {x_.q, x_.columns}, k, {x_.scores, t.width}, x_.stored);
+    T max[kFewRows], sum[kFewRows];
+    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
+      for (int64_t i = 0; i < rows_; ++i) {
+        T* s = x_.scores + i * t.width;
+        max[i] = score_row<additive.value, capped.value>(rule_, t, x_.additive + i * t.width, s);
+        sum[i] = exp_row(t.width, max[i], s);
+      }
+    });
+    if (p_.dropout_p > 0) drop(t);
+    weigh_values(t, seen);
+    for (int64_t i = 0; i < rows_; ++i)
+      Partial<T>{partials + i * step, x_.value_columns}.add(x_.o + i * x_.value_columns, max[i],
+                                                            sum[i]);
+  }
+
+  // p *= z
+  void drop(const RowTile& t) {
+    const int64_t queries = p_.query_length;
+    for (int64_t h = 0; h < t.heads; ++h) {
+      dropout_tile(p_, TileRange{t.head + h, 0, queries, queries, t.key, t.keys}, x_.z);
+      for (int64_t i = 0; i < queries; ++i) {
+        T* row = x_.scores + (h * queries + i) * t.width;
+        for (int64_t j = 0; j < t.keys; ++j) row[j] *= x_.z[j * queries + i];
+      }
+    }
+  }
+
+  // o = p v of one tile
+  void weigh_values(const RowTile& t, Visibility seen) {
+    const StoredRows v{p_.value, head_offset(p_, p_.value, t.head, p_.group), t.key, t.keys,
+                       p_.value_head_size};
+    const int64_t columns = x_.value_columns;
+    fill_zero(x_.o, rows_ * columns);
+    weighted_rows<T>(rows_, {x_.scores, t.width}, v, {x_.o, columns}, x_.stored);
+    if (seen == Visibility::kAll || all_finite(x_.o, rows_ * columns)) return;
+    // Perhaps a hidden entry met inf or NaN: once more, with care.
+    fill_zero(x_.o, rows_ * columns);
+    pack_rows<T>(v.x, v.offset, v.row, v.rows, v.cols, x_.stored, columns);
+    tile_product_hidden<T>(rows_, columns, t.keys, {x_.scores, t.width, 1},
+                           {x_.additive, t.width, 1}, {x_.stored, columns}, {x_.o, columns},
+                           x_.spare);
+  }
+
+  const ForwardProblem& p_;
+  const Problem& transposed_;
+  ScoreRule<T> rule_;
+  FewForwardScratch<T> x_;
+  int64_t rows_ = 0;
+};
+
+// Merges what the chunks left, `step` elements apart, and the sink; writes o and lse. `merged`
+// holds one Partial.
+template <class T>
+void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partials, int64_t step,
+                int64_t chunks, T* merged) {
+  const int64_t columns = round_up(p.value_head_size, Vec<T>::kSize);
+  const Partial<T> row{merged, columns};
+  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A sink
+  // of +inf or NaN makes its rows NaN.
+  const T sink = p.sink ? head_value<T>(p, p.sink, head) : -kInfinity<T>;
+  row.start(sink, sink == -kInfinity<T> ? 0 : 1 + (sink - sink));
+  for (int64_t c = 0; c < chunks; ++c) {
+    const Partial<T> chunk{partials + c * step, columns};
+    if (chunk.sum() != 0) row.add(chunk.o, chunk.max(), chunk.sum());
+  }
+  const T factor = row.sum() == 0 ? T(0) : T(1) / row.sum();
+  write_rows<T>(row.o, columns, 1, p.value_head_size, factor, p.output,
+                head_offset(p, p.output, head), query);
+  write_logsumexp(p, head, query, row.max(), row.sum());
+}
+
+// Heads are taken in waves, so that the partial sums of all chunks stay within a fixed size unless
+// a single head needs more.
+constexpr int64_t kFewPartialBytes = 8 << 20;
+
+template <class T>
+void run_few_forward(const ForwardProblem& p) {
+  const FewForwardScratch<T> size(p, nullptr);
+  const FewChunks chunks(p);
+  const Problem flipped = transposed(p);
+  const int64_t n = p.query_length, heads = p.key_heads();
+  const int64_t heads_at_once = size.rows / n, row_blocks = divide_up(p.group, heads_at_once);
+  const int64_t partial = Partial<T>::size(size.value_columns);
+  // (key heads, chunks, group * N) of a Partial each
+  const int64_t step = p.group * n * partial, of_head = chunks.count * step;
+  const bool is_whole = chunks.count == 1;
+  const int64_t bytes = of_head * static_cast<int64_t>(sizeof(T));
+  const int64_t wave = is_whole ? heads : larger(1, smaller(heads, kFewPartialBytes / bytes));
+  const Buffer buffer(is_whole ? 0 : wave * bytes);
+
+  for (int64_t first = 0; first < heads; first += wave) {
+    const int64_t count = smaller(wave, heads - first);
+    const auto chunk_task = [&](int64_t task, void* scratch) {
+      const int64_t block = task % row_blocks, chunk = task / row_blocks % chunks.count;
+      const int64_t in_wave = task / row_blocks / chunks.count;
+      const int64_t in_group = block * heads_at_once;
+      const int64_t head = (first + in_wave) * p.group + in_group;
+      const int64_t block_heads = smaller(heads_at_once, p.group - in_group);
+      FewForwardTask<T> run(p, flipped, scratch);
+      T* const partials = is_whole ? run.scratch().partial
+                                   : static_cast<T*>(buffer.data()) + in_wave * of_head +
+                                         chunk * step + in_group * n * partial;
+      run.run(head, block_heads, chunk * chunks.size,
+              smaller(p.key_length, (chunk + 1) * chunks.size), partials, partial);
+      if (!is_whole) return;
+      T* const merged = run.scratch().merged;
+      for (int64_t i = 0; i < block_heads * n; ++i)
+        finish_row(p, head + i / n, i % n, partials + i * partial, 0, 1, merged);
+    };
+    parallel_tasks(count * chunks.count * row_blocks, size.bytes, chunk_task);
+    if (is_whole) continue;
+    parallel_tasks(count * p.group * n, partial * static_cast<int64_t>(sizeof(T)),
+                   [&](int64_t row, void* scratch) {
+                     const int64_t in_wave = row / (p.group * n), in_head = row % (p.group * n);
+                     finish_row(
+                         p, (first + in_wave) * p.group + in_head / n, in_head % n,
+                         static_cast<T*>(buffer.data()) + in_wave * of_head + in_head * partial,
+                         step, chunks.count, static_cast<T*>(scratch));
+                   });
+  }
+}
+
+}  // namespace
+
+void few_queries_forward(const ForwardProblem& problem) {
+  if (problem.query.dtype == DType::Float64)
+    run_few_forward<double>(problem);
+  else
+    run_few_forward<float>(problem);
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
