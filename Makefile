@@ -59,8 +59,7 @@ $(LINTERS): requirements-dev.txt $(PACKAGES)
 	@touch $@
 
 $(PEERS): requirements-bench.txt $(PACKAGES)
-	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements-bench.txt || true
-	@touch $@
+	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements-bench.txt && touch $@ || true
 
 # Configured each time, in a second or two: torch or WERROR may be another.
 build: $(PACKAGES) ## build torch_ext/libtorch_ext.so

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import suite, tables
-from benchmarks.machine import level
+from benchmarks.machine import LARGEST_SHARE, Bystanders, level
 from benchmarks.run import choose, positive
 from benchmarks.suite import Row, Settings, Step
 
@@ -98,7 +98,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--update", action="store_true", help="store the ratios measured now")
     add("--only", default="", metavar="TEXT", help="cases whose name, dtype or work contains this")
     add("--seconds", type=positive(float), default=0.4, help="time for each (default: %(default)s)")
-    add("--threads", type=positive(int), default=torch.get_num_threads(), help="%(default)s")
+    add(
+        "--threads",
+        type=positive(int),
+        default=torch.get_num_threads(),
+        help="processor cores to use (default: %(default)s)",
+    )
     add(
         "--tolerance",
         type=positive(float),
@@ -121,7 +126,7 @@ def cases(options: argparse.Namespace, seconds: float) -> list[Step]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where nothing fell, 1 where something did, 2 where there is nothing to compare with."""
+    """0 where nothing fell, 1 where something did, 2 where nothing could be compared or stored."""
     options = parse_options(arguments)
     torch.set_num_threads(options.threads)
     everything = tables.load(options.stored) if options.stored.exists() else []
@@ -133,16 +138,22 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    bystanders = Bystanders.watch()
     rows, lines = compare(
         cases(options, options.seconds),
         cases(options, 4 * options.seconds),
         [] if options.update else stored,
         options.tolerance,
     )
-    if options.update:
+    share = bystanders.share()
+    if share > LARGEST_SHARE:
+        print(f"other programs took {share:.0%} of the processor: try again when it is idle")
+    if options.update and share <= LARGEST_SHARE:
         store(rows, everything, options.stored)
         print(f"{len(rows)} ratios of '{level()}' are in {options.stored}")
         return 0
+    if options.update:
+        return 2
     for line in lines:
         print(line)
     print(f"{level()}: {len(lines)} ratios of {len(rows)} cases fell by over {options.tolerance}")

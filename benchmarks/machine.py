@@ -16,6 +16,7 @@ import torch_ext
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 BUILD = Path(__file__).parents[1] / "build"
+LARGEST_SHARE = 0.05  # of the processor for other programs; with more, times mean little
 COMPILE = ("-std=c++20", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
 
 
@@ -41,7 +42,7 @@ def build_peak() -> ctypes.CDLL:
     """Compiles peak.cpp, unless that was done, and loads it.
 
     Raises:
-        RuntimeError: the compiler, $CXX or c++, refused.
+        RuntimeError: the compiler, $CXX or c++, is missing or refused.
     """
     options = compiler_options()
     library = BUILD / f"peak{''.join(options)}.so"
@@ -50,11 +51,14 @@ def build_peak() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=BUILD) as folder:
             new = Path(folder) / "peak.so"
             command = [*os.environ.get("CXX", "c++").split(), *COMPILE, *options]
-            result = subprocess.run(
-                [*command, "-o", new, SOURCE], capture_output=True, text=True, check=False
-            )
-            if result.returncode:
-                raise RuntimeError(f"cannot compile {SOURCE}: {result.stderr}")
+            try:
+                subprocess.run(
+                    [*command, "-o", new, SOURCE], capture_output=True, text=True, check=True
+                )
+            except OSError as error:
+                raise RuntimeError(f"cannot compile {SOURCE}: {error}") from error
+            except subprocess.CalledProcessError as error:
+                raise RuntimeError(f"cannot compile {SOURCE}: {error.stderr}") from error
             new.replace(library)
     return ctypes.CDLL(str(library))
 
@@ -64,7 +68,7 @@ class Peak:
     """What can be measured, and the most that was, by kind of number and count of threads."""
 
     library: ctypes.CDLL
-    best: dict[tuple[str, int], float]  # operations per second
+    best: dict[tuple[str, int], float]  # operations or, for "memory", bytes per second
 
     @classmethod
     def load(cls) -> Peak:
@@ -82,9 +86,9 @@ class Peak:
         function = getattr(self.library, f"{kind}_flop_per_second")
         function.restype = ctypes.c_double
         time.sleep(0.01)  # until torch's threads, which wait in a loop at first, sleep
-        now: float = max(function(threads, ctypes.c_long(500_000)) for _ in range(12))
-        self.best[kind, threads] = max(now, self.best.get((kind, threads), 0.0))
-        return now
+        return self._keep(
+            kind, threads, max(function(threads, ctypes.c_long(500_000)) for _ in range(12))
+        )
 
     def bytes_per_second(self, threads: int) -> float:
         """Of reading 256 MiB, which no cache holds."""
@@ -92,14 +96,46 @@ class Peak:
         function = self.library.bytes_per_second
         function.restype = ctypes.c_double
         address, size = ctypes.c_void_p(data.data_ptr()), ctypes.c_long(2**28)
-        now: float = max(function(address, size, threads) for _ in range(10))
+        return self._keep(
+            "memory", threads, max(function(address, size, threads) for _ in range(10))
+        )
+
+    def _keep(self, kind: str, threads: int, now: float) -> float:
+        self.best[kind, threads] = max(now, self.best.get((kind, threads), 0.0))
         return now
+
+
+@dataclass
+class Bystanders:
+    """What other programs take of the processor, from this object's making on."""
+
+    ticks: list[int]  # of the whole machine at the start, by kind as in /proc/stat
+    own: float  # seconds of this process and of those that it started
+
+    @classmethod
+    def watch(cls) -> Bystanders:
+        """From now on."""
+        return cls(_ticks(), sum(os.times()[:4]))
+
+    def share(self) -> float:
+        """0 where this process was alone, 1 where it got nothing."""
+        spent = [now - then for now, then in zip(_ticks(), self.ticks, strict=True)]
+        idle = spent[3] + spent[4]
+        own = (sum(os.times()[:4]) - self.own) * os.sysconf("SC_CLK_TCK")
+        return max(0.0, (sum(spent) - idle - own) / max(1, sum(spent)))
+
+
+def _ticks() -> list[int]:
+    """user, nice, system, idle, waiting for files, interrupts of two kinds, taken by the host."""
+    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    return [int(count) for count in line.split()[1:9]]
 
 
 def level() -> str:
     """What ratios depend on most: the instruction sets in use. Stored ratios are kept by it."""
-    bf16 = ", bf16" if "avx512_bf16" in cpu_says("flags") else ""
     capability = torch.backends.cpu.get_cpu_capability()
+    has_bf16 = "avx512_bf16" in cpu_says("flags") and capability.startswith("AVX512")
+    bf16 = ", bf16" if has_bf16 else ""
     return f"torch_ext {torch_ext.cpu_implementation()}, torch {capability}{bf16}"
 
 

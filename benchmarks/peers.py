@@ -7,6 +7,7 @@ same number of threads, in float32, and take turns; each result is compared with
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -162,6 +163,8 @@ def absent() -> dict[str, str]:
     """The peers that cannot run here, and why."""
     found = {}
     for name, (_, packages) in PEERS.items():
+        if os.environ.get("TORCH_EXT_ISA") and name not in ("math", "naive"):
+            found[name] = "TORCH_EXT_ISA holds torch_ext back, but not it"
         for package in packages:
             try:
                 importlib.metadata.version(package)

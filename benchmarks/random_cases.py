@@ -17,6 +17,7 @@ COUNT = 200
 SEED = 20250131
 FORWARD_FLOP = 8e9  # at most, so that all of them take minutes
 BACKWARD_FLOP = 2e9  # of the forward, for the backward to be measured as well
+SCORES = 2**26  # at most: SDPA's math path keeps several matrices of them
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 TARGET = Target(sdpa=1.0)
 
@@ -60,7 +61,8 @@ def _draw_one(number: int, generator: random.Random) -> Case:
             layout=generator.choice(LAYOUTS),
             targets={"forward": TARGET},
         )
-        if case.flop("forward") <= FORWARD_FLOP:
+        scores = both * case.sizes[3] * case.sizes[4]
+        if case.flop("forward") <= FORWARD_FLOP and scores <= SCORES:
             return case
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import plots, random_cases, tables
+from benchmarks.run import RESULTS
 
 Row = dict[str, str]
 Tables = dict[str, list[Row]]
@@ -53,7 +54,8 @@ def machine_line(machine: list[Row]) -> str:
     ]
     return (
         f"{values['processor']}, {threads} threads, torch {values['torch']}, instruction sets: "
-        f"{values['instruction sets']}. Measured limits: {', '.join(limits)}."
+        f"{values['instruction sets']}, {values['seconds for each measurement']} s for each "
+        f"measurement. Measured limits: {', '.join(limits)}."
     )
 
 
@@ -84,7 +86,7 @@ def section(found: Tables, beside: list[Tables]) -> str:
         rows = found["cases"]
         for other in beside:
             rows = with_ratios_of(rows, other)
-        parts.append(tables.markdown(rows, leave_out=("reached",)))
+        parts.append(tables.markdown(rows, leave_out=("reached", "math ms")))
         parts.append(picture("ratios.png"))
     if "peers" in found:
         parts.append("Time of other forwards by ours, float32:")
@@ -120,7 +122,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--results", type=Path, default=Path("runs/benchmark"), metavar="FOLDER")
+    add("--results", type=Path, default=RESULTS, metavar="FOLDER")
     add("--beside", type=Path, nargs="*", default=[], metavar="FOLDER", help="of further runs")
     add("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
     options = parser.parse_args(arguments)

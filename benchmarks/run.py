@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import lengths, peers, plots, random_cases, suite, tables
-from benchmarks.machine import description
+from benchmarks.machine import LARGEST_SHARE, Bystanders, description
 from benchmarks.suite import Row, Settings, Step
 
 HEADINGS = {
@@ -35,6 +35,7 @@ HEADINGS = {
     "memory": "Peak memory beyond inputs and results, one head, D = 64",
 }
 FULL_SECONDS, QUICK_SECONDS = 2.0, 0.15
+RESULTS = Path("runs/benchmark")
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -78,12 +79,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--out",
         type=Path,
-        default=Path("runs/benchmark"),
         metavar="FOLDER",
-        help="for tables and pictures; those of an earlier run are removed (default: %(default)s)",
+        help="for tables and pictures, in place of those of an earlier run (default: "
+        f"{RESULTS}; nowhere with --only)",
     )
     options = parser.parse_args(arguments)
-    if options.out.exists() and not options.out.is_dir():
+    if not options.out and not options.only:
+        options.out = RESULTS
+    if options.out and options.out.exists() and not options.out.is_dir():
         parser.error(f"--out: expected a folder, but got the file '{options.out}'")
     return options
 
@@ -124,6 +127,7 @@ def measure(steps: list[Step], settings: Settings) -> dict[str, list[Row]]:
 def machine_rows(settings: Settings) -> list[Row]:
     """What the machine is and what it can give."""
     rows = dict(description(settings.threads))
+    rows["seconds for each measurement"] = f"{settings.seconds:g}"
     counts = sorted({1, settings.threads})
     for kind in settings.peak.kinds():
         for threads in counts:
@@ -131,7 +135,8 @@ def machine_rows(settings: Settings) -> list[Row]:
             speed = settings.peak.best[kind, threads]
             rows[f"multiply-adds {kind}, threads {threads}"] = f"{speed / 1e9:.0f} GFLOP/s"
     for threads in counts:
-        speed = settings.peak.bytes_per_second(threads)
+        settings.peak.bytes_per_second(threads)
+        speed = settings.peak.best["memory", threads]
         rows[f"reading memory, threads {threads}"] = f"{speed / 1e9:.0f} GB/s"
     return [{"what": what, "value": value} for what, value in rows.items()]
 
@@ -157,14 +162,24 @@ def main() -> None:
     if any(step.part == "peers" for step in chosen):
         for name, reason in peers.absent().items():
             print(f"without {name}: {reason} (requirements-bench.txt)")
+    try:
+        settings.peak.kinds()
+    except RuntimeError as error:
+        sys.exit(str(error))
+    bystanders = Bystanders.watch()
     found = measure(chosen, settings)
-    save(found, options.out)
+    share = bystanders.share()
+    found["machine"].append({"what": "taken by other programs", "value": f"{share:.0%}"})
     for part, rows in found.items():
         print(f"\n## {HEADINGS[part]}\n\n{tables.markdown(rows)}")
     print()
     for line in random_cases.summary(found.get("random", [])) + suite.summary(found):
         print(line)
-    print(f"saved in {options.out}")
+    if share > LARGEST_SHARE:
+        print(f"other programs took {share:.0%} of the processor: these numbers mean little")
+    if options.out:
+        save(found, options.out)
+        print(f"saved in {options.out}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import check, lengths, peers, plots, random_cases, readme, run, suite, tables
+from benchmarks import (
+    check,
+    lengths,
+    machine,
+    peers,
+    plots,
+    random_cases,
+    readme,
+    run,
+    suite,
+    tables,
+)
 from benchmarks.cases import CASES, Case, Target
 from benchmarks.machine import Peak, level
 from benchmarks.measure import fastest
@@ -40,6 +52,7 @@ def test_random_cases_are_the_same_each_time_and_within_their_bounds() -> None:
         assert 1 <= n <= 4096 and 1 <= m <= 4096
         assert 8 <= d <= 256 and 8 <= e <= 256
         assert case.flop("forward") <= random_cases.FORWARD_FLOP
+        assert b * h * n * m <= random_cases.SCORES
 
 
 def test_random_cases_have_every_kind_of_option() -> None:
@@ -157,8 +170,9 @@ def test_ratio_within_tolerance_passes() -> None:
 
 
 def test_check_leaves_with_1_after_a_regression(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(check, "LARGEST_SHARE", 1.0)  # whatever else runs beside the tests
     stored = tmp_path / "ratios.csv"
     options = ["--only=short float32", "--seconds=0.01", "--threads=1", f"--stored={stored}"]
     assert check.main([*options, "--update"]) == 0
@@ -172,6 +186,9 @@ def test_check_leaves_with_1_after_a_regression(
     tables.save(stored, [{**row, "instruction sets": "none"} for row in rows])
     assert check.main(options) == 2
     assert level() in capsys.readouterr().err
+    monkeypatch.setattr(check, "LARGEST_SHARE", -1.0)
+    assert check.main([*options, "--update"]) == 2
+    assert tables.load(stored)[0]["instruction sets"] == "none"
 
 
 def test_update_keeps_what_it_did_not_measure(tmp_path: Path) -> None:
@@ -267,3 +284,15 @@ def test_missing_results_and_ratios_are_named(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         check.main(["--stored=nowhere"])
     assert "expected a table of ratios, but 'nowhere' is missing" in capsys.readouterr().err
+
+
+def test_processor_that_others_use_is_told_from_our_own_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = [100, 0, 0, 100, 0, 0, 0, 0]
+    monkeypatch.setattr(machine, "_ticks", lambda: ticks)
+    watch = machine.Bystanders.watch()
+    ticks = [100 + 60, 0, 10, 100 + 25, 5, 0, 0, 0]
+    assert watch.share() == pytest.approx(0.7, abs=0.1)
+    watch.own -= 70 / os.sysconf("SC_CLK_TCK")  # as if all of it had been ours
+    assert watch.share() == pytest.approx(0.0, abs=0.1)
