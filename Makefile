@@ -17,16 +17,17 @@ CONFIGURE := $(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE="$(CURDIR)/$
 DEPS := .deps
 PACKAGES := $(VENV)/.requirements
 LINTERS := $(VENV)/.requirements-dev
+PEERS := $(VENV)/.requirements-bench
 # Python's headers, where the system package was unpacked rather than installed.
 INCLUDE := $(CURDIR)/$(DEPS)/usr/include
 WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo "$(INCLUDE)"/python3*)"
-CPP_FILES = $(shell find csrc tests/cpp examples -name '*.cpp' -o -name '*.h')
+CPP_FILES = $(shell find csrc tests/cpp examples benchmarks -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find csrc -name '*.cpp')
 PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context derivatives test bench bench-derivatives build lint format tidy wheel \
-	clean another-python
+.PHONY: help train context derivatives test bench bench-check bench-readme build lint format tidy \
+	wheel clean another-python
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +58,9 @@ $(LINTERS): requirements-dev.txt $(PACKAGES)
 	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements-dev.txt
 	@touch $@
 
+$(PEERS): requirements-bench.txt $(PACKAGES)
+	@PYTHON="$(PYTHON)" tools/set_up.sh $(VENV) requirements-bench.txt && touch $@ || true
+
 # Configured each time, in a second or two: torch or WERROR may be another.
 build: $(PACKAGES) ## build torch_ext/libtorch_ext.so
 	@$(CONFIGURE)
@@ -81,11 +85,16 @@ context: build ## train the example in which context decides meaning
 derivatives: build ## train with a gradient penalty, against PyTorch's math path
 	$(PROGRAM) examples/second_derivatives/train.py $(ARGS)
 
-bench: build ## compare with scaled_dot_product_attention
-	$(PROGRAM) benchmarks/compare.py $(ARGS)
+# Peers that do not install are left out, and flex_attention where Python's headers are missing.
+bench: build $(PEERS) ## measure against scaled_dot_product_attention and others
+	@tools/find_python_headers.sh $(RUN) $(DEPS) || true
+	$(WITH_HEADERS) $(PROGRAM) -m benchmarks.run $(ARGS)
 
-bench-derivatives: build ## second and forward derivatives, against PyTorch's math path
-	$(PROGRAM) benchmarks/derivatives.py $(ARGS)
+bench-check: build ## look for ratios that fell below the stored ones
+	$(PROGRAM) -m benchmarks.check $(ARGS)
+
+bench-readme: $(PACKAGES) ## write the README's performance section from runs/benchmark
+	$(PROGRAM) -m benchmarks.readme $(ARGS)
 
 test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)

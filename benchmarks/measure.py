@@ -1,29 +1,40 @@
-"""What the benchmarks share: times, peak memory, and the table that they print."""
+"""Times and peak memory."""
 
 from __future__ import annotations
 
-import csv
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 
-def fastest(calls: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Minimum time of each call in seconds, the calls taking turns for about `seconds` in all."""
-    best = [float("inf")] * len(calls)
-    for call in calls:
+def fastest(
+    calls: Mapping[str, Callable[[], object]], seconds: float, turn: float = 0.0
+) -> dict[str, float]:
+    """Minimum time of each call in seconds, the calls taking turns for about `seconds` in all.
+
+    A shared or throttled machine slows all of them alike. A turn is one call, or as many as fit
+    into `turn` seconds: for libraries with threads of their own, which first have to wait until the
+    threads of the library before them sleep.
+    """
+    best = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
         call()
     end = time.perf_counter() + seconds
-    repeats = 0
-    while repeats < 3 or time.perf_counter() < end:
-        for i, call in enumerate(calls):
-            start = time.perf_counter()
-            call()
-            best[i] = min(best[i], time.perf_counter() - start)
-        repeats += 1
+    rounds = 0
+    while rounds < 3 or time.perf_counter() < end:
+        for name, call in calls.items():
+            begin = start = time.perf_counter()
+            while True:
+                call()
+                now = time.perf_counter()
+                best[name] = min(best[name], now - start)
+                if now - begin >= turn:
+                    break
+                start = now
+        rounds += 1
     return best
 
 
@@ -49,31 +60,3 @@ def peak_beyond_results(call: Callable[[], list[torch.Tensor]]) -> int:
     results = call()
     peak = kernel_says("VmHWM") - before
     return peak - sum(x.numel() * x.element_size() for x in results)
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return "unknown processor"
-
-
-def report(rows: list[dict[str, object]], path: Path | None) -> None:
-    """Prints a Markdown table below a line about the machine; writes it to a CSV file if asked."""
-    print(
-        f"\n{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__} "
-        f"({torch.backends.cpu.get_cpu_capability()})\n"
-    )
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
-    if path:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)

@@ -1,6 +1,5 @@
-"""Examples and benchmarks, run as a user runs them but smaller, and what decides their claims."""
+"""Examples, run as a user runs them but smaller, and what decides their claims."""
 
-import csv
 import importlib
 import math
 import os
@@ -414,27 +413,3 @@ def test_curvature_is_an_eigenvalue_of_the_hessian(
     eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(difference, point))
     largest = eigenvalues[eigenvalues.abs().argmax()].item()
     assert abs(found) == pytest.approx(abs(largest), rel=1e-2)
-
-
-@pytest.mark.parametrize("options", ["--seconds=0", "--memory --math"])
-def test_derivatives_benchmark_prints_a_row_for_each_case(options: str, tmp_path: Path) -> None:
-    table = tmp_path / "table.csv"
-    chosen = ["--length=40", "--heads=1", "--threads=1", "--csv", table, *options.split()]
-    if "memory" in options:
-        chosen.append("--only=jvp")
-    result = run(sys.executable, ROOT / "benchmarks" / "derivatives.py", *chosen)
-    assert result.returncode == 0, result.stderr
-    with table.open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == (1 if "memory" in options else 6)
-    for row in rows:
-        measured = [row[name] for name in row if name.split()[0] in ("torch_ext", "math")]
-        assert len(measured) == 2
-        assert all(math.isfinite(float(number)) for number in measured)
-
-
-def test_comparison_benchmark_prints_a_row_for_each_case() -> None:
-    chosen = ["--only=short", "--seconds=0", "--threads=1"]
-    result = run(sys.executable, ROOT / "benchmarks" / "compare.py", *chosen)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("| short | fp32 |") == 1

@@ -1,0 +1,149 @@
+"""The machine: its name, the instruction set in use, and what it can give at most."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import torch_ext
+
+SOURCE = Path(__file__).with_name("peak.cpp")
+BUILD = Path(__file__).parents[1] / "build"
+LARGEST_SHARE = 0.05  # of the processor for other programs; with more, times mean little
+COMPILE = ("-std=c++20", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
+
+
+def cpu_says(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo, or nothing where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(field)), "")
+
+
+def compiler_options() -> list[str]:
+    """The instruction set of the kernels that run, which TORCH_EXT_ISA may have lowered."""
+    level = torch_ext.cpu_implementation()
+    if level.startswith("avx512"):
+        bf16 = ["-mavx512bf16"] if "avx512_bf16" in cpu_says("flags") else []
+        return ["-mavx512f", "-mfma", *bf16]
+    return ["-mavx2", "-mfma"] if level.startswith("avx2") else []
+
+
+def build_peak() -> ctypes.CDLL:
+    """Compiles peak.cpp, unless that was done, and loads it.
+
+    Raises:
+        RuntimeError: the compiler, $CXX or c++, is missing or refused.
+    """
+    options = compiler_options()
+    library = BUILD / f"peak{''.join(options)}.so"
+    if not library.exists() or library.stat().st_mtime < SOURCE.stat().st_mtime:
+        BUILD.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            new = Path(folder) / "peak.so"
+            command = [*os.environ.get("CXX", "c++").split(), *COMPILE, *options]
+            try:
+                subprocess.run(
+                    [*command, "-o", new, SOURCE], capture_output=True, text=True, check=True
+                )
+            except OSError as error:
+                raise RuntimeError(f"cannot compile {SOURCE}: {error}") from error
+            except subprocess.CalledProcessError as error:
+                raise RuntimeError(f"cannot compile {SOURCE}: {error.stderr}") from error
+            new.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+@dataclass
+class Peak:
+    """What can be measured, and the most that was, by kind of number and count of threads."""
+
+    library: ctypes.CDLL
+    best: dict[tuple[str, int], float]  # operations or, for "memory", bytes per second
+
+    @classmethod
+    def load(cls) -> Peak:
+        """With nothing measured yet."""
+        return cls(build_peak(), {})
+
+    def kinds(self) -> list[str]:
+        """Numbers with multiply-adds of their own: float32, float64, and bfloat16 on some."""
+        kinds = ("float32", "float64", "bfloat16")
+        return [kind for kind in kinds if hasattr(self.library, f"{kind}_flop_per_second")]
+
+    def flop_per_second(self, dtype: str, threads: int) -> float:
+        """Measured now, in about 30 ms; float16 counts as float32, where it is calculated."""
+        kind = dtype if dtype in self.kinds() else "float32"
+        function = getattr(self.library, f"{kind}_flop_per_second")
+        function.restype = ctypes.c_double
+        time.sleep(0.01)  # until torch's threads, which wait in a loop at first, sleep
+        return self._keep(
+            kind, threads, max(function(threads, ctypes.c_long(500_000)) for _ in range(12))
+        )
+
+    def bytes_per_second(self, threads: int) -> float:
+        """Of reading 256 MiB, which no cache holds."""
+        data = torch.ones(2**26)
+        function = self.library.bytes_per_second
+        function.restype = ctypes.c_double
+        address, size = ctypes.c_void_p(data.data_ptr()), ctypes.c_long(2**28)
+        return self._keep(
+            "memory", threads, max(function(address, size, threads) for _ in range(10))
+        )
+
+    def _keep(self, kind: str, threads: int, now: float) -> float:
+        self.best[kind, threads] = max(now, self.best.get((kind, threads), 0.0))
+        return now
+
+
+@dataclass
+class Bystanders:
+    """What other programs take of the processor, from this object's making on."""
+
+    ticks: list[int]  # of the whole machine at the start, by kind as in /proc/stat
+    own: float  # seconds of this process and of those that it started
+
+    @classmethod
+    def watch(cls) -> Bystanders:
+        """From now on."""
+        return cls(_ticks(), sum(os.times()[:4]))
+
+    def share(self) -> float:
+        """0 where this process was alone, 1 where it got nothing."""
+        spent = [now - then for now, then in zip(_ticks(), self.ticks, strict=True)]
+        idle = spent[3] + spent[4]
+        own = (sum(os.times()[:4]) - self.own) * os.sysconf("SC_CLK_TCK")
+        return max(0.0, (sum(spent) - idle - own) / max(1, sum(spent)))
+
+
+def _ticks() -> list[int]:
+    """user, nice, system, idle, waiting for files, interrupts of two kinds, taken by the host."""
+    line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    return [int(count) for count in line.split()[1:9]]
+
+
+def level() -> str:
+    """What ratios depend on most: the instruction sets in use. Stored ratios are kept by it."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    has_bf16 = "avx512_bf16" in cpu_says("flags") and capability.startswith("AVX512")
+    bf16 = ", bf16" if has_bf16 else ""
+    return f"torch_ext {torch_ext.cpu_implementation()}, torch {capability}{bf16}"
+
+
+def description(threads: int) -> dict[str, str]:
+    """What a reader of the results has to know."""
+    return {
+        "processor": cpu_says("model name") or "unknown processor",
+        "threads": str(threads),
+        "torch": torch.__version__,
+        "instruction sets": level(),
+    }

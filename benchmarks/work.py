@@ -1,0 +1,175 @@
+"""What is measured: attention as its user calls it, its derivatives, a whole training step."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import torch_ext
+from benchmarks.cases import Case, Inputs
+
+LANGUAGE_MODEL = Path(__file__).parents[1] / "examples" / "language_model"
+
+Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]  # query, key, value, bias
+
+
+def ours(case: Case, inputs: Inputs) -> Attention:
+    """torch_ext.attention with the case's options."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch_ext.attention(
+            query,
+            key,
+            value,
+            mask=inputs.mask,
+            bias=bias,
+            is_causal=case.causal,
+            dropout_p=case.dropout_p,
+        )
+
+    return attend
+
+
+def sdpa(case: Case, inputs: Inputs) -> Attention:
+    """scaled_dot_product_attention as a user calls it: it chooses its own path."""
+    grouped = case.sizes[1] != case.sizes[2]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=inputs.mask if bias is None else bias,
+            dropout_p=case.dropout_p,
+            is_causal=case.causal,
+            enable_gqa=grouped,
+        )
+
+    return attend
+
+
+def math_path(case: Case, inputs: Inputs) -> Attention:
+    """SDPA's path of matmul, softmax, matmul, which can be differentiated in every mode."""
+    attend = sdpa(case, inputs)
+
+    def attend_by_math(*tensors: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return attend(*tensors)
+
+    return attend_by_math
+
+
+ATTENTIONS = {"torch_ext": ours, "SDPA": sdpa, "math": math_path}
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return [x for x in (inputs.query, inputs.key, inputs.value, inputs.bias) if x is not None]
+
+
+def forward(attend: Attention, inputs: Inputs) -> Callable[[], Tensor]:
+    """The output, of tensors that need no gradient."""
+    return partial(attend, *(x.detach() for x in _tensors(inputs)))
+
+
+def backward(attend: Attention, inputs: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    """The gradients, of an output that is there already."""
+    output = attend(*_tensors(inputs))
+    return partial(
+        torch.autograd.grad,
+        output,
+        inputs.differentiable(),
+        inputs.grad_output,
+        retain_graph=True,
+    )
+
+
+def forward_and_backward(attend: Attention, inputs: Inputs) -> Callable[[], list[Tensor]]:
+    """Output and gradients."""
+
+    def run() -> list[Tensor]:
+        output = attend(*_tensors(inputs))
+        gradients = torch.autograd.grad(output, inputs.differentiable(), inputs.grad_output)
+        return [output, *gradients]
+
+    return run
+
+
+def double_backward(attend: Attention, inputs: Inputs) -> Callable[[], list[Tensor]]:
+    """Output, gradients, and the gradients of their product with a direction."""
+    tensors = inputs.differentiable()
+    directions = [torch.randn_like(x) for x in tensors]
+
+    def run() -> list[Tensor]:
+        output = attend(*_tensors(inputs))
+        gradients = torch.autograd.grad(output, tensors, inputs.grad_output, create_graph=True)
+        return [output, *gradients, *torch.autograd.grad(gradients, tensors, directions)]
+
+    return run
+
+
+def jvp(attend: Attention, inputs: Inputs) -> Callable[[], list[Tensor]]:
+    """Output and its tangent along a direction."""
+    primals = tuple(x.detach() for x in _tensors(inputs))
+    directions = tuple(torch.randn_like(x) for x in primals)
+    return lambda: list(torch.func.jvp(attend, primals, directions))
+
+
+def hessian_vector_product(attend: Attention, inputs: Inputs) -> Callable[[], list[Tensor]]:
+    """Output and gradients, and their tangents along a direction: forward over reverse."""
+    primals = tuple(x.detach() for x in _tensors(inputs))
+    directions = tuple(torch.randn_like(x) for x in primals)
+
+    def output_and_gradients(*tensors: Tensor) -> tuple[Tensor, ...]:
+        output, pull_back = torch.func.vjp(attend, *tensors)
+        return (output, *pull_back(inputs.grad_output))
+
+    def run() -> list[Tensor]:
+        first, second = torch.func.jvp(output_and_gradients, primals, directions)
+        return [*first, *second]
+
+    return run
+
+
+WORK: dict[str, Callable[[Attention, Inputs], Callable[[], object]]] = {
+    "forward": forward,
+    "backward": backward,
+    "forward + backward": forward_and_backward,
+    "double backward": double_backward,
+    "jvp": jvp,
+    "Hessian-vector product": hessian_vector_product,
+}
+
+
+def training_steps(context: int) -> tuple[dict[str, Callable[[], float]], str]:
+    """A step of the example's language model on both attentions, from equal weights.
+
+    Args:
+        context: bytes in a sequence; 8 sequences, all else as train.py has it by default.
+
+    Returns:
+        The steps by name of attention, and the sizes of their attention as text.
+    """
+    if str(LANGUAGE_MODEL) not in sys.path:
+        sys.path.insert(0, str(LANGUAGE_MODEL))
+    model, train = importlib.import_module("model"), importlib.import_module("train")
+    batch, width, heads = 8, 128, 4
+    text = torch.randint(256, (batch, context + 1))
+    build = {"context": context, "width": width, "heads": heads, "layers": 4}
+    first = model.LanguageModel(**build)
+    steps: dict[str, Callable[[], float]] = {}
+    attentions = {"torch_ext": torch_ext.attention, "SDPA": F.scaled_dot_product_attention}
+    for name, attention in attentions.items():
+        network = model.LanguageModel(**build, attention=attention)
+        network.load_state_dict(first.state_dict())
+        optimizer = train.make_optimizer(network, betas=(0.9, 0.95), weight_decay=0.1)
+        steps[name] = partial(train.update, network, optimizer, text, 1.0)
+    size = width // heads
+    return steps, f"{batch}, {heads}, {context}, {context}, {size}, {size}"
