@@ -55,18 +55,28 @@ struct Rows {
   int64_t stride;
 };
 
-// Rows of C kept in registers for a panel of `vectors` vectors. What limits it: rows * vectors
-// accumulators, the vectors of one row of B and one broadcast element must fit 32 (AVX-512) or 16
-// (AVX2) registers, and at least 8 accumulators are needed to hide the latency of the multiply-add.
+// A block of C in registers: `rows` rows of a panel `vectors` wide. It needs rows * vectors sums,
+// `vectors` vectors of B and one element of A; a step is rows * vectors multiply-adds and rows +
+// vectors loads, two of each a cycle. At least 8 sums hide the latency of a multiply-add. The same
+// for numbers and pairs: what counts is the width of a vector.
+struct BlockShape {
+  int vectors, rows;
+};
 #ifdef __AVX512F__
-constexpr int kPanelVectors = 4;
-constexpr int block_rows(int vectors) {
-  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6;
-}
+constexpr BlockShape kBlocks[] = {
+    {4, 6},   // 29 of 32 registers, 12 cycles of multiply-adds against 5 of loads
+    {3, 8},   // 28 registers, 12 against 5.5
+    {2, 12},  // 27 registers, 12 against 7
+    {1, 12},  // limited by loads: 6.5 cycles for 6 of multiply-adds, however many rows
+};
 #else
-constexpr int kPanelVectors = 2;
-constexpr int block_rows(int vectors) { return vectors == 1 ? 8 : 6; }
+constexpr BlockShape kBlocks[] = {
+    {2, 6},  // 15 of 16 registers, 6 cycles of multiply-adds against 4 of loads
+    {1, 8},  // limited by loads: 4.5 cycles for 4 of multiply-adds, however many rows
+};
 #endif
+constexpr int kPanelVectors = kBlocks[0].vectors;
+constexpr int block_rows(int vectors) { return kBlocks[kPanelVectors - vectors].rows; }
 
 template <class E, int kRows, int kVectors, bool kAccumulate>
 TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E> b,
