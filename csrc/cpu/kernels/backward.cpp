@@ -7,8 +7,12 @@ namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 
 void backward(const BackwardProblem& problem) {
 #ifdef __AVX512BF16__
+  // Few queries wait for memory, not for products.
+  if (has_few_queries(problem)) return avx512::backward(problem);
   run_gradients<Pair>(problem, {});
 #else
+  // A gradient of the bias has a plan of its own for where it is summed: gradient_task.h.
+  if (has_few_queries(problem) && !problem.grad_bias) return few_queries_backward(problem);
   if (problem.query.dtype == DType::Float64)
     run_gradients<double>(problem, {});
   else

@@ -6,6 +6,7 @@
 // along the lanes.
 #pragma once
 
+#include "cpu/kernels/dropout.h"
 #include "cpu/kernels/row_products.h"
 #include "cpu/kernels/scores.h"
 
@@ -16,29 +17,43 @@ namespace {
 // where half of the lanes of a tile of queries are in use, for any D, M and group.
 constexpr int64_t kFewQueries = 8;
 // Rows of a task, unless a single head has more.
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kTaskRows = 16;
 // Keys of a tile: together with their values they stay in the level-2 cache.
-constexpr int64_t kFewKeys = 128;
+constexpr int64_t kRowTileKeys = 128;
 // Numbers that a task reads, about: enough to be worth a task, and chunks enough for many threads.
-constexpr int64_t kFewChunkNumbers = 1 << 16;
+constexpr int64_t kChunkNumbers = 1 << 16;
 // Chunks of a head at most; of very many keys each has more.
-constexpr int64_t kMostFewChunks = 64;
+constexpr int64_t kMostRowChunks = 64;
 
 TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
   return p.query_length > 0 && p.query_length <= kFewQueries;
 }
 
 // How the keys of a head are cut into tasks, whose partial sums are merged in their order.
-struct FewChunks {
+struct RowChunks {
   int64_t size, count;
 
-  explicit TORCH_EXT_INLINE FewChunks(const Problem& p) {
+  explicit TORCH_EXT_INLINE RowChunks(const Problem& p) {
     const int64_t keys = larger(1, p.key_length);
     const int64_t wanted =
-        larger(kFewKeys, kFewChunkNumbers / larger(1, p.head_size + p.value_head_size));
-    const int64_t pieces = smaller(kMostFewChunks, divide_up(keys, wanted));
-    size = round_up(divide_up(keys, pieces), kFewKeys);
+        larger(kRowTileKeys, kChunkNumbers / larger(1, p.head_size + p.value_head_size));
+    const int64_t pieces = smaller(kMostRowChunks, divide_up(keys, wanted));
+    size = round_up(divide_up(keys, pieces), kRowTileKeys);
     count = divide_up(keys, size);
+  }
+};
+
+// How many key heads are computed at a time, so that the partial sums of all their chunks stay
+// within a fixed size unless a single head needs more.
+struct RowWaves {
+  int64_t heads, bytes;
+
+  // `partial`: numbers of one head.
+  TORCH_EXT_INLINE RowWaves(int64_t key_heads, int64_t partial, int64_t number_bytes) {
+    constexpr int64_t kMostBytes = 8 << 20;
+    const int64_t head_bytes = partial * number_bytes;
+    heads = larger(1, head_bytes == 0 ? key_heads : smaller(key_heads, kMostBytes / head_bytes));
+    bytes = heads * head_bytes;
   }
 };
 
@@ -82,8 +97,57 @@ Visibility additive_rows(const Problem& transposed, const RowTile& t, T* additiv
   return seen;
 }
 
+// x *= z, a tile (rows, width). `z` holds (keys, N).
+template <class T>
+void drop_rows(const Problem& p, const RowTile& t, T* x, T* z) {
+  const int64_t queries = p.query_length;
+  for (int64_t h = 0; h < t.heads; ++h) {
+    dropout_tile(p, TileRange{t.head + h, 0, queries, queries, t.key, t.keys}, z);
+    for (int64_t i = 0; i < queries; ++i) {
+      T* row = x + (h * queries + i) * t.width;
+      for (int64_t j = 0; j < t.keys; ++j) row[j] *= z[j * queries + i];
+    }
+  }
+}
+
+// C (rows x b.cols) = W B of a tile: W and `additive` have the stride t.width. `buffer` and `spare`
+// hold a copy of B each.
+template <class T>
+void weigh_tile(int64_t rows, const RowTile& t, const T* w, Visibility seen, const T* additive,
+                const StoredRows& b, Rows<T> c, T* buffer, T* spare) {
+  fill_zero(c.data, rows * c.stride);
+  weighted_rows<T>(rows, {w, t.width}, b, c, buffer);
+  if (seen == Visibility::kAll || all_finite(c.data, rows * c.stride)) return;
+  // Perhaps a hidden entry met inf or NaN: once more, with care.
+  fill_zero(c.data, rows * c.stride);
+  pack_rows<T>(b.x, b.offset, b.row, b.rows, b.cols, buffer, c.stride);
+  tile_product_hidden<T>(rows, c.stride, b.rows, {w, t.width, 1}, {additive, t.width, 1},
+                         {buffer, c.stride}, c,
+                         spare);
+}
+
+// s^T = k q^T of a tile of scores (keys, width), q being transposed: (D, width). Where the forward
+// took the few queries apart, rounded as it did: weights are exp(s - lse) with its lse. `spare`
+// holds a row of q and one of scores.
+template <class T>
+void score_tile(const Problem& p, const TileRange& t, Rows<const T> k, const T* q, T* out,
+                T* spare) {
+  if (!has_few_queries(p))
+    return tile_product<T, false>(t.keys, t.width, p.head_size, {k.data, k.stride, 1}, {q, t.width},
+                                  {out, t.width});
+  T *const row = spare, *const scores = spare + round_up(p.head_size, Vec<T>::kSize);
+  fill_zero(row, scores - row);
+  fill_zero(out, t.keys * t.width);
+  for (int64_t i = 0; i < t.queries; ++i) {
+    for (int64_t d = 0; d < p.head_size; ++d) row[d] = q[d * t.width + i];
+    dot_rows<T, 1>(p.head_size, {row, 0}, k, t.keys, {scores, 0});
+    for (int64_t j = 0; j < t.keys; ++j) out[j * t.width + i] = scores[j];
+  }
+}
+
 }  // namespace
 
 void few_queries_forward(const ForwardProblem&);
+void few_queries_backward(const BackwardProblem&);
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -4,7 +4,6 @@
 // of keys. Reads k and v once. Each chunk leaves its own (o, m, l) for every row; the chunks of a
 // row are merged in their order:
 //   m = max_c m_c,  l = sum_c l_c exp(m_c - m),  o = sum_c o_c exp(m_c - m) / l
-#include "cpu/kernels/dropout.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/logsumexp.h"
 
@@ -61,10 +60,10 @@ struct FewForwardScratch {
 
   FewForwardScratch(const Problem& p, void* memory) {
     Scratch scratch(memory);
-    rows = smaller(p.group, larger(1, kFewRows / p.query_length)) * p.query_length;
+    rows = smaller(p.group, larger(1, kTaskRows / p.query_length)) * p.query_length;
     columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);
-    const int64_t keys = row_width(smaller(p.key_length, kFewKeys));
+    const int64_t keys = row_width(smaller(p.key_length, kRowTileKeys));
     const int64_t widest = larger(columns, value_columns);
     q = scratch.take<T>(rows * columns);
     scores = scratch.take<T>(rows * keys);
@@ -129,9 +128,9 @@ class FewForwardTask {
       pack_rows<T>(p_.query, head_offset(p_, p_.query, head + h), 0, p_.query_length, p_.head_size,
                    x_.q + h * p_.query_length * x_.columns, x_.columns);
     const KeyRange range = visible_keys(p_, 0, p_.query_length);
-    RowTile t{head, heads, larger(begin, range.begin / kFewKeys * kFewKeys), 0, 0};
-    for (end = smaller(end, range.end); t.key < end; t.key += kFewKeys) {
-      t.keys = smaller(kFewKeys, end - t.key);
+    RowTile t{head, heads, larger(begin, range.begin / kRowTileKeys * kRowTileKeys), 0, 0};
+    for (end = smaller(end, range.end); t.key < end; t.key += kRowTileKeys) {
+      t.keys = smaller(kRowTileKeys, end - t.key);
       t.width = row_width(t.keys);
       add_tile(t, partials, step);
     }
@@ -147,7 +146,7 @@ class FewForwardTask {
     const StoredRows k{p_.key, head_offset(p_, p_.key, t.head, p_.group), t.key, t.keys,
                        p_.head_size};
     row_products<T>(rows_, {x_.q, x_.columns}, k, {x_.scores, t.width}, x_.stored);
-    T max[kFewRows], sum[kFewRows];
+    T max[kTaskRows], sum[kTaskRows];
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < rows_; ++i) {
         T* s = x_.scores + i * t.width;
@@ -155,39 +154,19 @@ class FewForwardTask {
         sum[i] = exp_row(t.width, max[i], s);
       }
     });
-    if (p_.dropout_p > 0) drop(t);
+    if (p_.dropout_p > 0) drop_rows(p_, t, x_.scores, x_.z);
     weigh_values(t, seen);
     for (int64_t i = 0; i < rows_; ++i)
       Partial<T>{partials + i * step, x_.value_columns}.add(x_.o + i * x_.value_columns, max[i],
                                                             sum[i]);
   }
 
-  // p *= z
-  void drop(const RowTile& t) {
-    const int64_t queries = p_.query_length;
-    for (int64_t h = 0; h < t.heads; ++h) {
-      dropout_tile(p_, TileRange{t.head + h, 0, queries, queries, t.key, t.keys}, x_.z);
-      for (int64_t i = 0; i < queries; ++i) {
-        T* row = x_.scores + (h * queries + i) * t.width;
-        for (int64_t j = 0; j < t.keys; ++j) row[j] *= x_.z[j * queries + i];
-      }
-    }
-  }
-
   // o = p v of one tile
   void weigh_values(const RowTile& t, Visibility seen) {
     const StoredRows v{p_.value, head_offset(p_, p_.value, t.head, p_.group), t.key, t.keys,
                        p_.value_head_size};
-    const int64_t columns = x_.value_columns;
-    fill_zero(x_.o, rows_ * columns);
-    weighted_rows<T>(rows_, {x_.scores, t.width}, v, {x_.o, columns}, x_.stored);
-    if (seen == Visibility::kAll || all_finite(x_.o, rows_ * columns)) return;
-    // Perhaps a hidden entry met inf or NaN: once more, with care.
-    fill_zero(x_.o, rows_ * columns);
-    pack_rows<T>(v.x, v.offset, v.row, v.rows, v.cols, x_.stored, columns);
-    tile_product_hidden<T>(rows_, columns, t.keys, {x_.scores, t.width, 1},
-                           {x_.additive, t.width, 1}, {x_.stored, columns}, {x_.o, columns},
-                           x_.spare);
+    weigh_tile<T>(rows_, t, x_.scores, seen, x_.additive, v, {x_.o, x_.value_columns}, x_.stored,
+                  x_.spare);
   }
 
   const ForwardProblem& p_;
@@ -218,14 +197,10 @@ void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partial
   write_logsumexp(p, head, query, row.max(), row.sum());
 }
 
-// Heads are taken in waves, so that the partial sums of all chunks stay within a fixed size unless
-// a single head needs more.
-constexpr int64_t kFewPartialBytes = 8 << 20;
-
 template <class T>
 void run_few_forward(const ForwardProblem& p) {
   const FewForwardScratch<T> size(p, nullptr);
-  const FewChunks chunks(p);
+  const RowChunks chunks(p);
   const Problem flipped = transposed(p);
   const int64_t n = p.query_length, heads = p.key_heads();
   const int64_t heads_at_once = size.rows / n, row_blocks = divide_up(p.group, heads_at_once);
@@ -233,12 +208,11 @@ void run_few_forward(const ForwardProblem& p) {
   // (key heads, chunks, group * N) of a Partial each
   const int64_t step = p.group * n * partial, of_head = chunks.count * step;
   const bool is_whole = chunks.count == 1;
-  const int64_t bytes = of_head * static_cast<int64_t>(sizeof(T));
-  const int64_t wave = is_whole ? heads : larger(1, smaller(heads, kFewPartialBytes / bytes));
-  const Buffer buffer(is_whole ? 0 : wave * bytes);
+  const RowWaves waves(heads, is_whole ? 0 : of_head, sizeof(T));
+  const Buffer buffer(waves.bytes);
 
-  for (int64_t first = 0; first < heads; first += wave) {
-    const int64_t count = smaller(wave, heads - first);
+  for (int64_t first = 0; first < heads; first += waves.heads) {
+    const int64_t count = smaller(waves.heads, heads - first);
     const auto chunk_task = [&](int64_t task, void* scratch) {
       const int64_t block = task % row_blocks, chunk = task / row_blocks % chunks.count;
       const int64_t in_wave = task / row_blocks / chunks.count;

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cpu/kernels/dropout.h"
+#include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/gradient_scratch.h"
 #include "cpu/kernels/row_statistics.h"
 #include "cpu/kernels/weights.h"
@@ -76,7 +77,10 @@ class GradientTile {
     const bool has_dropout = p_.dropout_p > 0;
     if (has_dropout) dropout_tile(p_, t, x_.z);
 
-    product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
+    if constexpr (kTerms<E> == 1)
+      score_tile<T>(p_, t, k(row), x_.q_transposed, x_.p, x_.spare);
+    else
+      product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
     if (needs_ds && p_.grad_output) {
       product<false>(t, v_, row, x_.dO_transposed, p_.value_head_size, x_.ds);
       if (has_dropout) multiply_tile(count, x_.z, x_.ds);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "attention/problem.h"
+#include "cpu/kernels/stored.h"
 #include "cpu/kernels/tile_product.h"
 #include "cpu/kernels/transpose.h"
 
@@ -184,10 +185,11 @@ void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T fac
       S* out = static_cast<S*>(x.data) + offset + row * x.row_stride;
       for (int64_t r = 0; r < rows; ++r, out += x.row_stride) {
         const T* in = tile + r * stride;
+        int64_t c = 0;
         if (x.col_stride == 1)
-          for (int64_t c = 0; c < cols; ++c) narrow(in[c] * factor, out + c);
-        else
-          for (int64_t c = 0; c < cols; ++c) narrow(in[c] * factor, out + c * x.col_stride);
+          for (; c + Vec<T>::kSize <= cols; c += Vec<T>::kSize)
+            store_rounded(Vec<T>::load(in + c) * Vec<T>::fill(factor), out + c);
+        for (; c < cols; ++c) narrow(in[c] * factor, out + c * x.col_stride);
       }
     }
   });

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "cpu/kernels/pack.h"
-#include "cpu/kernels/stored.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -1,5 +1,5 @@
-// Vectors of the accumulation type T, straight from memory of any dtype: 16-bit numbers are widened
-// in registers.
+// Vectors of the accumulation type T, straight from and to memory of any dtype: 16-bit numbers are
+// widened and rounded in registers.
 #pragma once
 
 #include "cpu/kernels/numbers.h"
@@ -9,6 +9,8 @@ namespace {
 
 TORCH_EXT_INLINE Vec<float> load_stored(const float* p) { return Vec<float>::load(p); }
 TORCH_EXT_INLINE Vec<double> load_stored(const double* p) { return Vec<double>::load(p); }
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, float* p) { x.store(p); }
+TORCH_EXT_INLINE void store_rounded(Vec<double> x, double* p) { x.store(p); }
 
 #ifdef __AVX512F__
 
@@ -20,6 +22,21 @@ TORCH_EXT_INLINE Vec<float> load_stored(const BFloat16* p) {
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+
+// Rounded as `narrow` does.
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, BFloat16* p) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(
+                                                         nan, rounded, _mm512_set1_epi32(0x7fc0))));
+}
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, Float16* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 // The first `count` < kSize lanes, the others 0; nothing behind them is read.
@@ -46,6 +63,22 @@ TORCH_EXT_INLINE Vec<float> load_stored(const BFloat16* p) {
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+// Rounded as `narrow` does.
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, BFloat16* p) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256i chosen = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1)));
+}
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, Float16* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
 // `count` < 8 numbers of 16 bits, zeros behind them. AVX2 has no masked load of them: two

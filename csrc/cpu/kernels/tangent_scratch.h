@@ -1,6 +1,7 @@
 // The memory of one tile of queries of tangent_sweep.h.
 #pragma once
 
+#include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/row_statistics.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -19,7 +20,7 @@ struct TangentScratch {
   T* s_dot;                  // (keys, width): q' k^T + q k'^T, then p (s' - origin)
   T *dp, *dp_dot;            // (keys, width)
   T *additive, *b_dot, *z;   // (keys, width)
-  T* spare;                  // for a tile of scores or of v
+  T* spare;                  // for a tile of scores or of v, or for score_tile
   T* o_dot;                  // (width, columns)
   T *lse, *residual;         // (width)
   MomentRows<T> moments;     // of the keys so far, in the end means
@@ -43,7 +44,8 @@ struct TangentScratch {
     additive = scratch.take<T>(tile);
     b_dot = scratch.take<T>(tile);
     z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
-    spare = scratch.take<T>(larger(keys, 1) * larger(width, columns));
+    spare = scratch.take<T>(
+        larger(larger(keys, 1) * larger(width, columns), head_columns + row_width(keys)));
     o_dot = scratch.take<T>(width * columns);
     lse = scratch.take<T>(width);
     residual = scratch.take<T>(width);
