@@ -114,3 +114,43 @@ def test_memory_does_not_grow_with_the_product_of_the_lengths() -> None:
     )
     for name in short:
         assert long[name] < 4 * max(short[name], 0) + 16 * MIB, (name, short, long)
+
+
+HUGE_PAGES = """
+import torch, torch_ext
+query = torch.randn(1, 1, 1, 8)
+key = torch.randn(1, 1, 1 << 19, 8)  # 16 MiB, and so is its gradient
+output, *statistics = torch.ops.torch_ext.attention_forward(query, key, key)
+grads = torch.ops.torch_ext.attention_backward(
+    torch.ones_like(output), None, query, key, key, output, *statistics
+)
+address, found = grads[1].data_ptr() + grads[1].nbytes // 2, 0
+with open("/proc/self/smaps") as lines:
+    for line in lines:
+        first = line.split()[0]
+        if "-" in first:
+            begin, end = (int(x, 16) for x in first.split("-"))
+        elif first == "AnonHugePages:" and begin <= address < end:
+            found = int(line.split()[1]) * 1024
+print(found)
+"""
+
+
+def _huge_pages_are_possible() -> bool:
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as mode:
+            return "[never]" not in mode.read()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _huge_pages_are_possible(), reason="needs transparent huge pages")
+def test_large_results_lie_in_huge_pages() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", HUGE_PAGES],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(x for x in sys.path if x)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) >= 8 * MIB

@@ -33,7 +33,9 @@ GRADIENTS = ", ".join(f"Tensor grad_{name}" for name in LEAVES)
 RESULT_TANGENTS = "Tensor output_tangent, Tensor logsumexp_tangent"
 
 SCHEMAS = {
-    "attention": f"(Tensor query, Tensor key, Tensor value, *, {OPTIONS}) -> Tensor",
+    "attention": f"(Tensor query, Tensor key, Tensor value, {OPTIONS}) -> Tensor",
+    "_attention": "(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale)"
+    " -> Tensor",
     "attention_forward": f"(Tensor query, Tensor key, Tensor value, *, {OPTIONS})"
     " -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
     "attention_backward": f"({GRADS}{SAVED}{OPTIONS}, bool[6] output_mask="

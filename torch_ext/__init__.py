@@ -11,7 +11,7 @@ Example:
     >>> output.sum().backward()
 """
 
-from torch_ext import _library, nn
+from torch_ext import nn
 from torch_ext._library import cpu_implementation
 from torch_ext.functional import alibi_slopes, attention, attention_with_logsumexp
 from torch_ext.inspection import attention_weights, plot_attention
@@ -30,5 +30,3 @@ __all__ = [
     "plot_attention",
     "scaled_dot_product_attention",
 ]
-
-_library.load()

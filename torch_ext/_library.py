@@ -1,4 +1,4 @@
-"""The library beside this file: loads it, which registers `torch.ops.torch_ext.*`."""
+"""The library beside this file. Importing this module loads it and registers its operators."""
 
 import importlib
 from pathlib import Path
@@ -63,3 +63,7 @@ def _check_torch_version() -> None:
 def _release(version: str) -> str:
     """Major and minor number: "2.13.0+cpu" -> "2.13"."""
     return ".".join(version.split("+")[0].split(".")[:2])
+
+
+load()
+operators = torch.ops.torch_ext

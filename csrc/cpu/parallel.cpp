@@ -9,6 +9,8 @@
 #include <new>
 #include <utility>
 
+#include "cpu/pages.h"
+
 namespace torch_ext::cpu {
 namespace {
 
@@ -33,7 +35,9 @@ Buffer::Buffer() : data_(nullptr), bytes_(0) {}
 
 Buffer::Buffer(int64_t bytes)
     : data_(bytes ? ::operator new(static_cast<size_t>(bytes), kAlignment) : nullptr),
-      bytes_(bytes) {}
+      bytes_(bytes) {
+  prefer_huge_pages(data_, bytes_);
+}
 
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}

@@ -133,8 +133,12 @@ using TangentResult = std::tuple<Tensor, Tensor>;  // output_tangent, logsumexp_
 using SecondOrderResult =
     std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// What an optional tensor holds; undefined when it is absent.
-inline Tensor value_or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+// What an optional tensor holds, by reference; undefined when it is absent.
+inline const Tensor& value_or_undefined(const OptionalTensor& tensor) {
+  static const Tensor undefined;
+  return tensor.has_value() ? *tensor : undefined;
+}
+const Tensor& value_or_undefined(OptionalTensor&&) = delete;
 inline OptionalTensor absent_if_undefined(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
@@ -147,14 +151,26 @@ constexpr bool kHoldsTensor =
 template <class Arguments, class Visit>
 void for_each_tensor(const Arguments& arguments, Visit visit) {
   const auto visit_field = [&](const auto& field) {
-    if constexpr (kHoldsTensor<std::decay_t<decltype(field)>>) {
-      const OptionalTensor tensor = field;
-      if (tensor.has_value() && tensor->defined()) visit(*tensor);
+    using Field = std::decay_t<decltype(field)>;
+    if constexpr (std::is_same_v<Field, Tensor>) {
+      if (field.defined()) visit(field);
+    } else if constexpr (std::is_same_v<Field, OptionalTensor>) {
+      if (field.has_value() && field->defined()) visit(*field);
     }
   };
   std::apply([&](const auto&... fields) { (visit_field(fields), ...); },
              arguments.in_schema_order());
 }
+
+template <class... Fields>
+constexpr size_t count_tensors(const std::tuple<const Fields&...>*) {
+  return (size_t{kHoldsTensor<Fields>} + ...);
+}
+
+// How many tensors the arguments have, absent ones included.
+template <class Arguments>
+constexpr size_t kTensorFields = count_tensors(
+    static_cast<decltype(std::declval<const Arguments&>().in_schema_order())*>(nullptr));
 
 // The arguments with map(field) in the place of each field, in order.
 template <class Arguments, class Map>
@@ -205,6 +221,12 @@ struct TypedOperator<Operator, Arguments, Result, std::tuple<const Fields&...>> 
 
   // `implementation` with the flat argument list that the dispatcher wants.
   template <Result (*implementation)(const Arguments&)>
+  static Result kernel(Parameter<Fields>... fields) {
+    return implementation(Arguments{fields...});
+  }
+
+  // The same for one that changes its arguments.
+  template <Result (*implementation)(Arguments)>
   static Result kernel(Parameter<Fields>... fields) {
     return implementation(Arguments{fields...});
   }

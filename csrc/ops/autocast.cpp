@@ -12,7 +12,7 @@ namespace {
 // A bias, slopes or a sink that do not go with the type that query now has take that type.
 void cast_to_go_with(at::ScalarType query_type, ScoreOptions& options) {
   for (OptionalTensor* option : {&options.bias, &options.slopes, &options.sink}) {
-    const Tensor tensor = value_or_undefined(*option);
+    const Tensor& tensor = value_or_undefined(*option);
     if (!tensor.defined() || !at::isFloatingType(tensor.scalar_type())) continue;
     if (!goes_with_query(tensor.scalar_type(), query_type)) *option = tensor.to(query_type);
   }

@@ -34,6 +34,16 @@ variable_list tangents_of(variable_list tensors) {
   return tensors;
 }
 
+// Whether any tensor has a tangent: hardly ever, and asked before lists of tensors are made.
+template <class Arguments>
+bool has_tangent(const Arguments& arguments) {
+  bool found = false;
+  for_each_tensor(arguments, [&](const Tensor& tensor) {
+    found = found || tensor._fw_grad(/*level=*/0).defined();
+  });
+  return found;
+}
+
 bool any_defined(const variable_list& tensors) {
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const Tensor& tensor) { return tensor.defined(); });
@@ -52,7 +62,6 @@ void set_tangent(const Tensor& result, const Tensor& tangent) {
 
 TangentResult tangent_of_forward(const BackwardArguments& arguments) {
   const variable_list tangents = tangents_of(ForwardRule::inputs(arguments));
-  if (!any_defined(tangents)) return {};
   BackwardArguments a = map_tensors(arguments, primal_of);
   // Not the results themselves: they will own the tangents, whose node must not own them.
   a.saved.output = a.saved.output.detach();
@@ -95,11 +104,14 @@ auto call_below_autograd(const Arguments& arguments) {
 
 ForwardResult forward(const AttentionArguments& a) {
   const ForwardResult result = call_below_autograd<AttentionForward>(a);
+  const bool is_dual = has_tangent(a);
+  if (!is_dual && !is_recorded(a)) return result;
   const auto& [output, logsumexp, residual] = result;
   BackwardArguments kept;
   kept.saved = {a.query, a.key, a.value, output, logsumexp, residual};
   kept.options = a.options;
-  const auto [output_tangent, logsumexp_tangent] = tangent_of_forward(kept);
+  const auto [output_tangent, logsumexp_tangent] =
+      is_dual ? tangent_of_forward(kept) : TangentResult();
   record<ForwardRule>(kept, output, logsumexp);
   set_tangent(output, output_tangent);
   set_tangent(logsumexp, logsumexp_tangent);
@@ -108,6 +120,7 @@ ForwardResult forward(const AttentionArguments& a) {
 
 BackwardResult backward(const BackwardArguments& a) {
   const BackwardResult result = call_below_autograd<AttentionBackward>(a);
+  if (!has_tangent(a) && !is_recorded(a)) return result;
   const variable_list tangents = tangent_of_backward(a), results = as_list(result);
   std::apply([&](const auto&... grads) { record<BackwardRule>(a, grads...); }, result);
   for (size_t i = 0; i < kPrimals; ++i) set_tangent(results[i], tangents[i]);
@@ -115,7 +128,7 @@ BackwardResult backward(const BackwardArguments& a) {
 }
 
 TangentResult tangent(const TangentArguments& a) {
-  if (any_defined(tangents_of(TangentRule::inputs(a)))) {
+  if (has_tangent(a) && any_defined(tangents_of(TangentRule::inputs(a)))) {
     check(a);
     return dense_tangent(a);
   }
@@ -125,7 +138,7 @@ TangentResult tangent(const TangentArguments& a) {
 }
 
 SecondOrderResult second_order(const SecondOrderArguments& a) {
-  if (any_defined(tangents_of(SecondOrderRule::inputs(a)))) {
+  if (has_tangent(a) && any_defined(tangents_of(SecondOrderRule::inputs(a)))) {
     check(a);
     return dense_second_order(a);
   }

@@ -9,6 +9,7 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,9 +39,11 @@ class DerivativeNode : public torch::autograd::TraceableFunction {
 
   // Called once, when the operator's results have this node as their history.
   void keep(const Arguments& arguments) {
+    auto next = tensors_.begin();
     scalars_ = map_tensors(arguments, [&](const Tensor& tensor) {
-      const bool is_output = tensor.defined() && tensor.grad_fn() == this->getptr();
-      tensors_.push_back({{tensor, is_output}, is_output});
+      const bool is_output = tensor.defined() && tensor.grad_fn().get() == this;
+      if (tensor.defined()) *next = {{tensor, is_output}, is_output};
+      ++next;
       return Tensor();
     });
   }
@@ -152,8 +155,8 @@ class DerivativeNode : public torch::autograd::TraceableFunction {
     return differentiate(grads, arguments, needs);
   }
 
-  Arguments scalars_;          // without tensors
-  std::vector<Kept> tensors_;  // in schema order, absent ones included
+  Arguments scalars_;                                   // without tensors
+  std::array<Kept, kTensorFields<Arguments>> tensors_;  // in schema order, absent ones included
 };
 
 // Nodes are owned by shared_ptr in older versions of torch and by intrusive_ptr in newer ones.
@@ -167,20 +170,33 @@ auto make_node() {
   }
 }
 
+// Whether there may be something to differentiate.
+template <class Arguments>
+bool is_recorded(const Arguments& arguments) {
+  if (!at::GradMode::is_enabled()) return false;
+  bool found = false;
+  for_each_tensor(arguments,
+                  [&](const Tensor& tensor) { found = found || tensor.requires_grad(); });
+  return found;
+}
+
 // Makes the results the outputs of a new node, if there is anything to differentiate.
 template <class Rule, class... Results>
 void record(const typename Rule::Arguments& arguments, const Results&... results) {
+  if (!is_recorded(arguments)) return;
   const variable_list inputs = Rule::inputs(arguments);
   const auto requires_grad = [](const Tensor& input) {
     return input.defined() && input.requires_grad();
   };
-  if (!at::GradMode::is_enabled()) return;
   if (std::none_of(inputs.begin(), inputs.end(), requires_grad)) return;
   const auto node = make_node<DerivativeNode<Rule>>();
+  torch::autograd::edge_list edges;
+  edges.reserve(inputs.size());
   for (const Tensor& input : inputs) {
-    node->add_next_edge(input.defined() ? torch::autograd::impl::gradient_edge(input)
-                                        : torch::autograd::Edge());
+    edges.push_back(input.defined() ? torch::autograd::impl::gradient_edge(input)
+                                    : torch::autograd::Edge());
   }
+  node->set_next_edges(std::move(edges));
   (torch::autograd::set_history(results, node), ...);
   node->keep(arguments);
 }

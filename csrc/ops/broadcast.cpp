@@ -13,6 +13,19 @@ namespace {
 using c10::SymInt;
 using rules::Sizes;
 
+bool are_same(at::SymIntArrayRef a, at::SymIntArrayRef b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const SymInt& x, const SymInt& y) {
+    return TORCH_GUARD_OR_FALSE(x.sym_eq(y));
+  });
+}
+
+// Whether the batch dimensions of a tensor are query's as they are.
+bool has_batch_of(const Tensor& query, const Tensor& tensor) {
+  const size_t count = query.dim() - 3;
+  return tensor.dim() == query.dim() &&
+         are_same(query.sym_sizes().slice(0, count), tensor.sym_sizes().slice(0, count));
+}
+
 // Right-aligned broadcast of the batch dimensions; false where two of them differ and neither is 1.
 bool broadcast_into(Sizes& batch, at::SymIntArrayRef sizes) {
   const size_t count = sizes.size() - 3;
@@ -33,7 +46,12 @@ void broadcast_batch_of(const char* op, std::initializer_list<Tensor*> tensors) 
   const char* const names[] = {"query", "key", "value"};
   const char* const* name = names;
   for (Tensor* tensor : tensors) rules::expect_strided({op, *name++, *tensor});
-  if ((*tensors.begin())->dim() < 3) return;
+  const Tensor& query = **tensors.begin();
+  if (query.dim() < 3) return;
+  if (std::all_of(tensors.begin(), tensors.end(),
+                  [&](const Tensor* tensor) { return has_batch_of(query, *tensor); })) {
+    return;
+  }
 
   Sizes batch;
   name = names;
@@ -49,23 +67,18 @@ void broadcast_batch_of(const char* op, std::initializer_list<Tensor*> tensors) 
     const at::SymIntArrayRef sizes = tensor->sym_sizes();
     Sizes expanded = batch;
     expanded.insert(expanded.end(), sizes.end() - 3, sizes.end());
-    const bool is_same = std::equal(
-        sizes.begin(), sizes.end(), expanded.begin(), expanded.end(),
-        [](const SymInt& a, const SymInt& b) { return TORCH_GUARD_OR_FALSE(a.sym_eq(b)); });
-    if (!is_same) *tensor = tensor->expand_symint(expanded);
+    if (!are_same(sizes, expanded)) *tensor = tensor->expand_symint(expanded);
   }
 }
 
 }  // namespace
 
-AttentionArguments broadcast_batch(AttentionArguments arguments) {
+void broadcast_batch(AttentionArguments& arguments) {
   broadcast_batch_of(Attention::kName, {&arguments.query, &arguments.key, &arguments.value});
-  return arguments;
 }
 
-WeightsArguments broadcast_batch(WeightsArguments arguments) {
+void broadcast_batch(WeightsArguments& arguments) {
   broadcast_batch_of(AttentionWeights::kName, {&arguments.query, &arguments.key});
-  return arguments;
 }
 
 }  // namespace torch_ext::ops

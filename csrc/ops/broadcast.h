@@ -7,7 +7,7 @@
 
 namespace torch_ext::ops {
 
-AttentionArguments broadcast_batch(AttentionArguments arguments);
-WeightsArguments broadcast_batch(WeightsArguments arguments);
+void broadcast_batch(AttentionArguments& arguments);
+void broadcast_batch(WeightsArguments& arguments);
 
 }  // namespace torch_ext::ops

@@ -97,17 +97,17 @@ void check_saved(const char* op, const Saved& saved, const Options& options) {
 
 void check_gradients(const char* op, const OptionalTensor& grad_output,
                      const OptionalTensor& grad_logsumexp, const Saved& saved) {
-  if (const Tensor grad = value_or_undefined(grad_output); grad.defined()) {
+  if (const Tensor& grad = value_or_undefined(grad_output); grad.defined()) {
     check_like_output(op, "grad_output", grad, saved);
   }
-  if (const Tensor grad = value_or_undefined(grad_logsumexp); grad.defined()) {
+  if (const Tensor& grad = value_or_undefined(grad_logsumexp); grad.defined()) {
     check_like_logsumexp(op, "grad_logsumexp", grad, saved);
   }
 }
 
 void check_tangent(const char* op, std::string_view primal_name, const OptionalTensor& optional,
                    const Tensor& primal, const Tensor& query) {
-  const Tensor tangent = value_or_undefined(optional);
+  const Tensor& tangent = value_or_undefined(optional);
   if (!tangent.defined()) return;
   const std::string name = std::string(primal_name) + "_tangent";
   TORCH_CHECK(primal.defined(), op, ": expected ", name, " to be None, since ", primal_name,
@@ -165,7 +165,7 @@ void check(const WeightsArguments& a) {
   check_query({op, "query", a.query});
   check_key({op, "key", a.key}, a.query);
   check_scores(op, a.options, a.query, a.key);
-  if (const Tensor rows = value_or_undefined(a.rows); rows.defined()) {
+  if (const Tensor& rows = value_or_undefined(a.rows); rows.defined()) {
     const Argument argument{op, "rows", rows};
     expect_strided(argument);
     expect_dtype(argument, at::kLong);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "ops/broadcast.h"
 #include "ops/checks.h"
@@ -22,13 +23,21 @@ Tensor draw_seed(const Tensor& query) {
                             query.options().dtype(at::kLong));
 }
 
-Tensor attention(const AttentionArguments& arguments) {
-  AttentionArguments a = broadcast_batch(arguments);
+Tensor attention(AttentionArguments a) {
+  broadcast_batch(a);
   Options& options = a.options;
   if (options.dropout_p > 0 && !value_or_undefined(options.seed).defined()) {
     options.seed = draw_seed(a.query);
   }
   return std::get<0>(AttentionForward::call(a));
+}
+
+Tensor attention_with_few_options(const Tensor& query, const Tensor& key, const Tensor& value,
+                                  bool is_causal, std::optional<double> scale) {
+  AttentionArguments a{query, key, value, {}};
+  a.options.is_causal = is_causal;
+  a.options.scale = scale;
+  return attention(std::move(a));
 }
 
 // Whether values can be looked at: not while tracing, and not through the wrappers of functorch.
@@ -48,10 +57,10 @@ void check_row_range(const Tensor& rows, const Tensor& query) {
   }
 }
 
-Tensor attention_weights(const WeightsArguments& arguments) {
-  const WeightsArguments a = broadcast_batch(arguments);
+Tensor attention_weights(WeightsArguments a) {
+  broadcast_batch(a);
   check(a);
-  if (const Tensor rows = value_or_undefined(a.rows); rows.defined()) {
+  if (const Tensor& rows = value_or_undefined(a.rows); rows.defined()) {
     check_row_range(rows, a.query);
   }
   const DenseWeights dense = dense_weights(a);
@@ -60,6 +69,7 @@ Tensor attention_weights(const WeightsArguments& arguments) {
 
 void register_kernels(torch::Library& m) {
   m.impl("attention", Attention::kernel<attention>);
+  m.impl("_attention", attention_with_few_options);
   m.impl("attention_weights", AttentionWeights::kernel<attention_weights>);
 }
 

@@ -2,7 +2,7 @@
 //
 // Negative and conjugate views are resolved by the dispatcher before these functions see them.
 #include <ATen/Parallel.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 
 #include "attention/philox.h"
 #include "cpu/implementations.h"
+#include "cpu/pages.h"
 #include "ops/checks.h"
 #include "ops/describe.h"
 #include "ops/meta.h"
@@ -38,11 +39,26 @@ bool has_tangent(const Tangents& tangents) {
   return found;
 }
 
+// Not yet written, in huge pages where it is large.
+const Tensor& fresh(const Tensor& tensor) {
+  if (tensor.defined()) {
+    cpu::prefer_huge_pages(tensor.mutable_data_ptr(), static_cast<int64_t>(tensor.nbytes()));
+  }
+  return tensor;
+}
+
+template <class Arguments>
+auto fresh_results(const Arguments& arguments) {
+  const auto results = empty_results(arguments);
+  std::apply([](const auto&... tensors) { (fresh(tensors), ...); }, results);
+  return results;
+}
+
 Tensor zero_sums(const Tensor& gradient) {
   if (!gradient.defined()) return gradient;
   const at::ScalarType type = accumulation_type(gradient.scalar_type());
   if (type == gradient.scalar_type()) return gradient.zero_();
-  return at::zeros(gradient.sizes(), gradient.options().dtype(type));
+  return fresh(at::empty(gradient.sizes(), gradient.options().dtype(type))).zero_();
 }
 
 // The gradients of bias, slopes and sink are sums over the dimensions in which these are broadcast.
@@ -65,14 +81,14 @@ void accumulate(const Result& results, const Run& run) {
 
 ForwardResult forward(const AttentionArguments& a) {
   check(a);
-  const ForwardResult results = empty_results(a);
+  const ForwardResult results = fresh_results(a);
   if (std::get<1>(results).numel() > 0) cpu::implementation().forward(describe(a, results));
   return results;
 }
 
 BackwardResult backward(const BackwardArguments& a) {
   check(a);
-  const BackwardResult results = empty_results(a);
+  const BackwardResult results = fresh_results(a);
   if (a.saved.logsumexp.numel() == 0 || !has_gradient(a)) return zero(results);
   accumulate(results, [&](const BackwardResult& sums) {
     cpu::implementation().backward(describe(a, sums));
@@ -82,7 +98,7 @@ BackwardResult backward(const BackwardArguments& a) {
 
 TangentResult tangent(const TangentArguments& a) {
   check(a);
-  const TangentResult results = empty_results(a);
+  const TangentResult results = fresh_results(a);
   if (a.saved.logsumexp.numel() == 0 || !has_tangent(a.tangents)) return zero(results);
   cpu::implementation().tangent(describe(a, results));
   return results;
@@ -90,7 +106,7 @@ TangentResult tangent(const TangentArguments& a) {
 
 SecondOrderResult second_order(const SecondOrderArguments& a) {
   check(a);
-  const SecondOrderResult results = empty_results(a);
+  const SecondOrderResult results = fresh_results(a);
   if (a.saved.logsumexp.numel() == 0 || !has_tangent(a.tangents)) return zero(results);
   if (!has_gradient(a)) {  // what is left are the tangents
     SecondOrderResult tangents;
@@ -107,7 +123,7 @@ SecondOrderResult second_order(const SecondOrderArguments& a) {
 
 Tensor dropout_mask(const DropoutMaskArguments& a) {
   check(a);
-  const Tensor result = empty_results(a), seeds = a.seed.contiguous();
+  const Tensor result = fresh(empty_results(a)), seeds = a.seed.contiguous();
   const int64_t heads = a.heads.expect_int(), queries = a.queries.expect_int();
   const int64_t keys = a.keys.expect_int();
   const uint32_t threshold = dropout_threshold(a.dropout_p);

@@ -36,33 +36,34 @@ enum class Layout {
   PerSample,  // (…)
 };
 
-Operand operand(const Tensor& tensor, int leading_dims, Layout layout) {
-  Operand result;
-  if (!tensor.defined()) return result;
+// Fills an empty operand in; leaves it empty where the tensor is undefined.
+void set_operand(Operand& result, const Tensor& tensor, int leading_dims, Layout layout) {
+  if (!tensor.defined()) return;
   result.data = const_cast<void*>(tensor.numel() > 0 ? tensor.const_data_ptr() : kZero);
   result.dtype = dtype_of(tensor.scalar_type());
   const bool repeats = layout != Layout::Matrix && layout != Layout::Rows;
-  int64_t dim = tensor.dim();
+  const at::IntArrayRef sizes = tensor.sizes(), strides = tensor.strides();
+  size_t dim = sizes.size();
   const auto next_stride = [&]() -> int64_t {
-    if (--dim < 0 || (repeats && tensor.size(dim) == 1)) return 0;
-    return tensor.stride(dim);
+    if (dim == 0) return 0;
+    --dim;
+    return repeats && sizes[dim] == 1 ? 0 : strides[dim];
   };
   const bool is_matrix = layout == Layout::Matrix || layout == Layout::Broadcast;
   if (is_matrix) result.col_stride = next_stride();
   if (is_matrix || layout == Layout::Rows) result.row_stride = next_stride();
   int dims = layout == Layout::PerSample ? leading_dims - 1 : leading_dims;
   while (--dims >= 0) result.leading_strides[dims] = next_stride();
-  return result;
 }
 
-Operand operand(const OptionalTensor& tensor, int leading_dims, Layout layout) {
-  return operand(value_or_undefined(tensor), leading_dims, layout);
+void set_operand(Operand& result, const OptionalTensor& tensor, int leading_dims, Layout layout) {
+  set_operand(result, value_or_undefined(tensor), leading_dims, layout);
 }
 
 // Results are described like inputs; asking for their data here undoes copy-on-write sharing.
-Operand result_operand(const Tensor& tensor, int leading_dims, Layout layout) {
+void set_result(Operand& result, const Tensor& tensor, int leading_dims, Layout layout) {
   if (tensor.defined()) tensor.mutable_data_ptr();
-  return operand(tensor, leading_dims, layout);
+  set_operand(result, tensor, leading_dims, layout);
 }
 
 // Being causal limits the window like window_right = 0.
@@ -87,49 +88,49 @@ void describe_inputs(Problem& p, const Tensor& query, const Tensor& key, const T
   p.scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(p.head_size)));
   p.softcap = options.softcap.value_or(0);
   describe_window(p, options);
-  p.mask = operand(options.mask, dims, Layout::Broadcast);
-  p.bias = operand(options.bias, dims, Layout::Broadcast);
-  p.slopes = operand(options.slopes, dims, Layout::PerHead);
-  p.sink = operand(options.sink, dims, Layout::PerHead);
+  set_operand(p.mask, options.mask, dims, Layout::Broadcast);
+  set_operand(p.bias, options.bias, dims, Layout::Broadcast);
+  set_operand(p.slopes, options.slopes, dims, Layout::PerHead);
+  set_operand(p.sink, options.sink, dims, Layout::PerHead);
   if (options.dropout_p > 0) {
     p.dropout_p = options.dropout_p;
-    p.seed = operand(options.seed, dims, Layout::PerSample);
+    set_operand(p.seed, options.seed, dims, Layout::PerSample);
   }
-  p.query = operand(query, dims, Layout::Matrix);
-  p.key = operand(key, dims, Layout::Matrix);
-  p.value = operand(value, dims, Layout::Matrix);
+  set_operand(p.query, query, dims, Layout::Matrix);
+  set_operand(p.key, key, dims, Layout::Matrix);
+  set_operand(p.value, value, dims, Layout::Matrix);
 }
 
 // The inputs, and what the forward made of them.
 template <class SomeProblem>
 void describe_saved(SomeProblem& p, const Saved& saved, const Options& options) {
   describe_inputs(p, saved.query, saved.key, saved.value, options);
-  p.output = operand(saved.output, p.leading_dims, Layout::Matrix);
-  p.logsumexp = operand(saved.logsumexp, p.leading_dims, Layout::Rows);
-  p.logsumexp_residual = operand(saved.logsumexp_residual, p.leading_dims, Layout::Rows);
+  set_operand(p.output, saved.output, p.leading_dims, Layout::Matrix);
+  set_operand(p.logsumexp, saved.logsumexp, p.leading_dims, Layout::Rows);
+  set_operand(p.logsumexp_residual, saved.logsumexp_residual, p.leading_dims, Layout::Rows);
 }
 
-Direction describe_direction(const Tangents& tangents, int dims) {
-  return {operand(tangents.query, dims, Layout::Matrix),
-          operand(tangents.key, dims, Layout::Matrix),
-          operand(tangents.value, dims, Layout::Matrix),
-          operand(tangents.bias, dims, Layout::Broadcast),
-          operand(tangents.slopes, dims, Layout::PerHead),
-          operand(tangents.sink, dims, Layout::PerHead)};
+void describe_direction(Direction& d, const Tangents& tangents, int dims) {
+  set_operand(d.query, tangents.query, dims, Layout::Matrix);
+  set_operand(d.key, tangents.key, dims, Layout::Matrix);
+  set_operand(d.value, tangents.value, dims, Layout::Matrix);
+  set_operand(d.bias, tangents.bias, dims, Layout::Broadcast);
+  set_operand(d.slopes, tangents.slopes, dims, Layout::PerHead);
+  set_operand(d.sink, tangents.sink, dims, Layout::PerHead);
 }
 
 void describe_gradients(BackwardProblem& p, const OptionalTensor& grad_output,
                         const OptionalTensor& grad_logsumexp, const BackwardResult& results) {
   const int dims = p.leading_dims;
-  p.grad_output = operand(grad_output, dims, Layout::Matrix);
-  p.grad_logsumexp = operand(grad_logsumexp, dims, Layout::Rows);
+  set_operand(p.grad_output, grad_output, dims, Layout::Matrix);
+  set_operand(p.grad_logsumexp, grad_logsumexp, dims, Layout::Rows);
   const auto& [query, key, value, bias, slopes, sink] = results;
-  p.grad_query = result_operand(query, dims, Layout::Matrix);
-  p.grad_key = result_operand(key, dims, Layout::Matrix);
-  p.grad_value = result_operand(value, dims, Layout::Matrix);
-  p.grad_bias = result_operand(bias, dims, Layout::Broadcast);
-  p.grad_slopes = result_operand(slopes, dims, Layout::PerHead);
-  p.grad_sink = result_operand(sink, dims, Layout::PerHead);
+  set_result(p.grad_query, query, dims, Layout::Matrix);
+  set_result(p.grad_key, key, dims, Layout::Matrix);
+  set_result(p.grad_value, value, dims, Layout::Matrix);
+  set_result(p.grad_bias, bias, dims, Layout::Broadcast);
+  set_result(p.grad_slopes, slopes, dims, Layout::PerHead);
+  set_result(p.grad_sink, sink, dims, Layout::PerHead);
 }
 
 }  // namespace
@@ -138,19 +139,19 @@ ForwardProblem describe(const AttentionArguments& a, const ForwardResult& result
   ForwardProblem p;
   describe_inputs(p, a.query, a.key, a.value, a.options);
   const auto& [output, logsumexp, residual] = results;
-  p.output = result_operand(output, p.leading_dims, Layout::Matrix);
-  p.logsumexp = result_operand(logsumexp, p.leading_dims, Layout::Rows);
-  p.logsumexp_residual = result_operand(residual, p.leading_dims, Layout::Rows);
+  set_result(p.output, output, p.leading_dims, Layout::Matrix);
+  set_result(p.logsumexp, logsumexp, p.leading_dims, Layout::Rows);
+  set_result(p.logsumexp_residual, residual, p.leading_dims, Layout::Rows);
   return p;
 }
 
 TangentProblem describe(const TangentArguments& a, const TangentResult& results) {
   TangentProblem p;
   describe_saved(p, a.saved, a.options);
-  p.direction = describe_direction(a.tangents, p.leading_dims);
+  describe_direction(p.direction, a.tangents, p.leading_dims);
   const auto& [output_tangent, logsumexp_tangent] = results;
-  p.output_tangent = result_operand(output_tangent, p.leading_dims, Layout::Matrix);
-  p.logsumexp_tangent = result_operand(logsumexp_tangent, p.leading_dims, Layout::Rows);
+  set_result(p.output_tangent, output_tangent, p.leading_dims, Layout::Matrix);
+  set_result(p.logsumexp_tangent, logsumexp_tangent, p.leading_dims, Layout::Rows);
   return p;
 }
 
@@ -166,9 +167,9 @@ SecondOrderProblem describe(const SecondOrderArguments& a, const SecondOrderResu
   describe_saved(p, a.saved, a.options);
   const auto& [query, key, value, bias, slopes, sink, output_tangent, logsumexp_tangent] = results;
   describe_gradients(p, a.grad_output, a.grad_logsumexp, {query, key, value, bias, slopes, sink});
-  p.direction = describe_direction(a.tangents, p.leading_dims);
-  p.output_tangent = result_operand(output_tangent, p.leading_dims, Layout::Matrix);
-  p.logsumexp_tangent = result_operand(logsumexp_tangent, p.leading_dims, Layout::Rows);
+  describe_direction(p.direction, a.tangents, p.leading_dims);
+  set_result(p.output_tangent, output_tangent, p.leading_dims, Layout::Matrix);
+  set_result(p.logsumexp_tangent, logsumexp_tangent, p.leading_dims, Layout::Rows);
   return p;
 }
 

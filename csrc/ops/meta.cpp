@@ -3,8 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_permuted.h>
 #include <c10/core/SymBool.h>
+#include <c10/util/DimVector.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -15,9 +17,9 @@ namespace {
 
 // The dimensions from outermost to innermost in memory. Broadcast dimensions (stride 0) have no
 // place in memory: they stay between their neighbours, as in TensorIterator.
-std::vector<int64_t> dimension_order(const Tensor& tensor) {
+at::DimVector dimension_order(const Tensor& tensor) {
   const at::SymIntArrayRef strides = tensor.sym_strides();
-  std::vector<int64_t> order(tensor.dim());
+  at::DimVector order(tensor.dim());
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = 1; i < order.size(); ++i) {
     size_t moving = i;
@@ -34,12 +36,16 @@ std::vector<int64_t> dimension_order(const Tensor& tensor) {
 }
 
 Tensor empty_like_in_order(const Tensor& like, at::SymIntArrayRef sizes) {
-  return at::empty_permuted_symint(sizes, dimension_order(like), like.options());
+  const at::DimVector order = dimension_order(like);
+  const bool is_contiguous = std::is_sorted(order.begin(), order.end());
+  return is_contiguous ? at::empty_symint(sizes, like.options())
+                       : at::empty_permuted_symint(sizes, order, like.options());
 }
 
 // (…, H, N, E)
 Tensor empty_output(const Tensor& query, const Tensor& value) {
-  std::vector<c10::SymInt> sizes = query.sym_sizes().vec();
+  const at::SymIntArrayRef query_sizes = query.sym_sizes();
+  at::SymDimVector sizes(query_sizes.begin(), query_sizes.end());
   sizes.back() = value.sym_size(-1);
   return empty_like_in_order(query, sizes);
 }
@@ -58,7 +64,7 @@ BackwardResult empty_gradients(const Saved& saved, const ScoreOptions& options,
     return wanted[index] ? empty_like_in_order(of, of.sym_sizes()) : Tensor();
   };
   const auto contiguous = [&](int index, const OptionalTensor& optional) {
-    const Tensor of = value_or_undefined(optional);
+    const Tensor& of = value_or_undefined(optional);
     return wanted[index] && of.defined() ? at::empty_symint(of.sym_sizes(), of.options())
                                          : Tensor();
   };

@@ -44,7 +44,7 @@ void check_extent(const char* op, const char* name, std::optional<int64_t> exten
 // slopes and sink: (…, H)
 void check_number_per_head(const char* op, const char* name, const OptionalTensor& optional,
                            const Tensor& query) {
-  const Tensor tensor = value_or_undefined(optional);
+  const Tensor& tensor = value_or_undefined(optional);
   if (!tensor.defined()) return;
   const Argument argument{op, name, tensor};
   expect_strided(argument);
@@ -58,7 +58,7 @@ void check_number_per_head(const char* op, const char* name, const OptionalTenso
 
 // seed: (…). `attention` draws a missing one before it calls attention_forward.
 void check_seed(const char* op, const Options& options, const Tensor& query) {
-  const Tensor seed = value_or_undefined(options.seed);
+  const Tensor& seed = value_or_undefined(options.seed);
   TORCH_CHECK(seed.defined(), op == Attention::kName ? AttentionForward::kName : op,
               ": expected seed to be a tensor, since dropout_p is ", options.dropout_p,
               ", but got None. Only ", Attention::kName,
@@ -77,21 +77,24 @@ void check_seed(const char* op, const Options& options, const Tensor& query) {
 
 void check_scores(const char* op, const ScoreOptions& options, const Tensor& query,
                   const Tensor& key) {
-  Sizes scores = query.sym_sizes().vec();
-  scores.back() = key.sym_size(-2);
-  if (const Tensor mask = value_or_undefined(options.mask); mask.defined()) {
+  const auto expect_broadcastable_to_scores = [&](const Argument& argument) {
+    Sizes scores = query.sym_sizes().vec();
+    scores.back() = key.sym_size(-2);
+    expect_broadcastable(argument, scores);
+  };
+  if (const Tensor& mask = value_or_undefined(options.mask); mask.defined()) {
     const Argument argument{op, "mask", mask};
     expect_strided(argument);
     expect_dtype(argument, at::kBool, " (true = attend; additive masks are called bias)");
     expect_same_device(argument, query);
-    expect_broadcastable(argument, scores);
+    expect_broadcastable_to_scores(argument);
   }
-  if (const Tensor bias = value_or_undefined(options.bias); bias.defined()) {
+  if (const Tensor& bias = value_or_undefined(options.bias); bias.defined()) {
     const Argument argument{op, "bias", bias};
     expect_strided(argument);
     expect_dtype_with_query(argument, query);
     expect_same_device(argument, query);
-    expect_broadcastable(argument, scores);
+    expect_broadcastable_to_scores(argument);
   }
   check_extent(op, "window_left", options.window_left);
   check_extent(op, "window_right", options.window_right);

@@ -29,8 +29,14 @@ TORCH_LIBRARY(torch_ext, m) {
 
   // The output alone. Broadcasts the batch dimensions of query, key and value, and draws the seed
   // where dropout needs one that was not given.
-  m.def("attention(Tensor query, Tensor key, Tensor value, *, " OPTIONS ") -> Tensor",
+  // Options may be given by position: Python hands them over so in half the time.
+  m.def("attention(Tensor query, Tensor key, Tensor value, " OPTIONS ") -> Tensor",
         {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
+
+  // `attention` without other options. Each argument of an operator costs a call from Python some
+  // 0.1 us, as much as the arithmetic of a small problem.
+  m.def("_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale) -> Tensor",
+        tags);
 
   // The weights are exp((S - logsumexp) - logsumexp_residual): the residual is what rounding
   // logsumexp to its type lost. It is not differentiable; output and logsumexp are.
