@@ -114,7 +114,6 @@ class GradientTile {
     return pack_left<E>(x, head_offset(p_, x, head, p_.group), row, rows, cols, buffer);
   }
   // Chunks and tiles of keys start at whole elements.
-  static_assert(kTileKeys % kTerms<E> == 0);
   static Rows<const E> from_row(Rows<const E> x, int64_t row) {
     return {x.data + row / kTerms<E> * x.stride, x.stride};
   }

@@ -27,11 +27,11 @@ struct TangentScratch {
   T* origin;                 // (width): what is subtracted from s' where it multiplies v
   int64_t bytes;
 
-  TORCH_EXT_INLINE TangentScratch(const P& problem, void* memory) {
+  TORCH_EXT_INLINE TangentScratch(const P& problem, const Cut& cut, void* memory) {
     Scratch scratch(memory);
-    width = tile_width<T>(problem);
+    width = cut.tile_width;
     columns = round_up(problem.value_head_size, Vec<T>::kSize);
-    const int64_t keys = smaller(problem.key_length, kTileKeys), tile = keys * width;
+    const int64_t keys = smaller(problem.key_length, cut.tile_keys), tile = keys * width;
     const int64_t head_columns = round_up(problem.head_size, Vec<T>::kSize);
     q = scratch.take<T>(problem.head_size * width);
     q_dot = scratch.take<T>(problem.head_size * width);
