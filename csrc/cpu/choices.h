@@ -20,8 +20,7 @@ struct Choices {
   int64_t tile_keys = 96;
 
   // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
-  // to write and to add up, a chunk more is work for another thread. Key, value and their
-  // gradients, 384 x 4 D, stay near the level-2 cache.
+  // to write and to add up, a chunk more is work for another thread.
   int64_t chunk_keys = 384;
   // Queries of a task where there are too few keys to cut, likewise.
   int64_t chunk_queries = 384;
@@ -37,7 +36,8 @@ struct Choices {
   // break even between 8 and 16, where half of the lanes of a tile of queries are in use, for any
   // D, M and group.
   int64_t few_queries = 8;
-  // Rows of a task of few queries, unless a single head has more: sums of a row are registers.
+  // Rows of a task of few queries, unless a single head has more: they share what is read of key
+  // and value, but with more of them there are fewer tasks.
   int64_t task_rows = 16;
   // Keys of a tile of rows: together with their values they stay in the level-2 cache.
   int64_t row_keys = 128;

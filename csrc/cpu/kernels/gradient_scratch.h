@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/few_queries.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -23,7 +24,7 @@ struct GradientScratch {
   T* additive;  // (keys, width)
   T* z;         // (keys, width), with dropout
   E* weights;   // (keys, width): one of these tiles as a left factor, where it is not read from it
-  T* spare;     // for any one tile
+  T* spare;     // for any one tile, or for score_tile
   E* spare_right;  // for any one right factor
   T* dq;           // (width, head_columns), of one tile of queries
   T *dk, *dv;      // (key chunk, head_columns), (key chunk, value_columns)
@@ -56,7 +57,7 @@ struct GradientScratch {
     additive = scratch.take<T>(tile);
     z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
     weights = scratch.take<E>(kTerms<E> > 1 ? tile : 0);
-    spare = scratch.take<T>(keys * width);
+    spare = scratch.take<T>(larger(keys * width, score_spare<T>(problem, keys)));
     spare_right = scratch.take<E>(elements<E>(larger(keys, width)) *
                                   larger(plan.head_columns, plan.value_columns));
     dq = scratch.take<T>(width * plan.head_columns);

@@ -31,7 +31,7 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
-        tile_(problem, rows, x_) {}
+        tile_(problem, plan.cut, rows, x_) {}
 
   // `slopes`: where the slope gradients of the cell's query heads go, one for each head.
   void run(int64_t key_head, int64_t in_wave, int64_t key_chunk, int64_t query_chunk,

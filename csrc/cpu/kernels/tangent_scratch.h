@@ -45,7 +45,7 @@ struct TangentScratch {
     b_dot = scratch.take<T>(tile);
     z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
     spare = scratch.take<T>(
-        larger(larger(keys, 1) * larger(width, columns), head_columns + row_width(keys)));
+        larger(larger(keys, 1) * larger(width, columns), score_spare<T>(problem, keys)));
     o_dot = scratch.take<T>(width * columns);
     lse = scratch.take<T>(width);
     residual = scratch.take<T>(width);

@@ -73,7 +73,7 @@ class TangentTask {
     const int64_t d = p_.head_size, count = t.keys * t.width;
     // s^T = k q^T,  s'^T = k q'^T + k' q^T
     const auto k = rows_of(p_.key, t, d, x_.k);
-    score_tile<T>(p_, t, k, x_.q, x_.p, x_.spare);
+    score_tile<T>(p_, cut_, t, k, x_.q, x_.p, x_.spare);
     if (direction.query) score_product<false>(t, k, x_.q_dot, d, x_.s_dot);
     if (direction.key) {
       const auto k_dot = rows_of(direction.key, t, d, x_.k_dot);
