@@ -26,7 +26,7 @@ TIDY_FILES = $(shell find csrc -name '*.cpp')
 PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context derivatives test bench bench-check bench-readme build lint format tidy \
+.PHONY: help train context derivatives test bench bench-check bench-readme tune build lint format tidy \
 	wheel clean another-python
 
 help: ## print this list
@@ -92,6 +92,9 @@ bench: build $(PEERS) ## measure against scaled_dot_product_attention and others
 
 bench-check: build ## look for ratios that fell below the stored ones
 	$(PROGRAM) -m benchmarks.check $(ARGS)
+
+tune: build ## try other numbers than those of csrc/cpu/choices.h
+	$(PROGRAM) -m benchmarks.tune $(ARGS)
 
 bench-readme: $(PACKAGES) ## write the README's performance section from runs/benchmark
 	$(PROGRAM) -m benchmarks.readme $(ARGS)

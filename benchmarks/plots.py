@@ -1,7 +1,8 @@
-"""Pictures of the tables: ratio by case, random cases, time and memory against length."""
+"""Pictures of the tables: ratio by case, random cases, time and memory against length, tuning."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,50 @@ def _curves(axes: Axes, rows: list[Row], unit: str, power: int) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8)
+
+
+def draw_tuning(rows: list[Row], path: Path) -> None:
+    """Draws and saves what `make tune` tried."""
+    _save(tuning(rows), path)
+
+
+def tuning(rows: list[Row]) -> Figure:
+    """For each choice the time against its value, one curve for each case; the default is 1."""
+    choices = list(dict.fromkeys(row["choice"] for row in rows))
+    columns = min(3, len(choices))
+    shape = (math.ceil(len(choices) / columns), columns)
+    figure, axes = plt.subplots(
+        *shape, figsize=(4 * shape[1], 4 * shape[0]), layout="constrained", squeeze=False
+    )
+    for axis, choice in zip(axes.flat, choices, strict=False):
+        _tuning_curves(axis, [row for row in rows if row["choice"] == choice])
+        axis.set_title(choice, fontsize=9)
+    for axis in axes.flat[len(choices) :]:
+        axis.remove()
+    figure.supylabel("time, divided by that with the default")
+    return figure
+
+
+def _tuning_curves(axes: Axes, rows: list[Row]) -> None:
+    values = list(dict.fromkeys(row["value"] for row in rows))
+    curves: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        key = (row["case"], row["dtype"], row["what"])
+        curves.setdefault(key, []).append(float(row["time by the default's"]))
+    names = list(dict.fromkeys(key[:2] for key in curves))
+    for (case, dtype, work), times in curves.items():
+        axes.plot(
+            times,
+            "o-" if work == "forward" else "s--",
+            color=plt.get_cmap("tab20")(names.index((case, dtype)) % 20),
+            linewidth=1,
+            ms=3,
+            label=f"{case}{'' if dtype == 'float32' else ', ' + dtype}, {work}",
+        )
+    axes.axhline(1, color="black", linewidth=1)
+    axes.axvline(values.index(rows[0]["default"]), color="0.7", linewidth=4, zorder=0)
+    axes.set_xticks(range(len(values)), values, fontsize=8)
+    largest = max(max(times) for times in curves.values())
+    axes.set_ylim(top=min(max(largest * 1.01, 1.05), 1.5))  # of what is far off, only that it is
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=5.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))

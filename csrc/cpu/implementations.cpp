@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention/reference.h"
+#include "cpu/choices.h"
 #include "cpu/isa.h"
 #ifdef TORCH_EXT_HAVE_X86
 #include "cpu/kernels/entry_points.h"
@@ -36,7 +37,8 @@ const Implementation kImplementations[] = {
      reference_second_order},
 };
 
-const Implementation& choose() {
+const Implementation& find_implementation() {
+  choices();  // says at once where its variable is wrong
   const char* wanted = std::getenv("TORCH_EXT_ISA");
   std::string supported;
   for (const Implementation& implementation : kImplementations) {
@@ -56,7 +58,7 @@ const Implementation* implementations(int* count) {
 }
 
 const Implementation& implementation() {
-  static const Implementation& chosen = choose();
+  static const Implementation& chosen = find_implementation();
   return chosen;
 }
 

@@ -18,7 +18,8 @@ struct Implementation {
 const Implementation* implementations(int* count);
 
 // The first supported one, or the one TORCH_EXT_ISA names. Decided once.
-// Throws std::runtime_error when TORCH_EXT_ISA names none that this processor can run.
+// Throws std::runtime_error when TORCH_EXT_ISA names none that this processor can run, and where
+// choices() does.
 const Implementation& implementation();
 
 }  // namespace torch_ext::cpu

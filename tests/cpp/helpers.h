@@ -11,7 +11,12 @@
 #include <new>
 #include <vector>
 
+#include "cpu/choices.h"
+
 namespace torch_ext::test {
+
+// The largest tiles that there are by default.
+constexpr int64_t kTileQueries = cpu::Choices().tile_queries, kTileKeys = cpu::Choices().tile_keys;
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();

@@ -5,36 +5,14 @@
 //   dq of its queries (complete when there is one key chunk)
 // What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order
 // of the chunks. Heads are taken in waves so that all partial buffers together stay within a fixed
-// size. Everything here depends on the sizes of the problem alone, never on the number of threads.
+// size. Everything here depends on the sizes of the problem alone (choices.h), never on the number
+// of threads.
 #pragma once
 
 #include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
-
-// A chunk less is a partial buffer less to write and to add up; a chunk more is work for another
-// thread.
-constexpr int64_t kMostChunks = 8;
-constexpr int64_t kKeyChunk = 4 * kTileKeys;
-constexpr int64_t kQueryChunk = 6 * kTileQueries;
-constexpr int64_t kPartialBytes = 32 << 20;  // of one wave, unless a single head needs more
-// Elements of a full bias gradient that a task may keep to itself.
-constexpr int64_t kLargestPrivateSlice = 1 << 16;
-
-// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty
-// chunk.
-struct Chunks {
-  int64_t size;
-  int64_t count;
-
-  // Even chunks of whole tiles, about `wanted` long.
-  static TORCH_EXT_INLINE Chunks cut(int64_t length, int64_t wanted, int64_t tile) {
-    const int64_t pieces = smaller(kMostChunks, divide_up(larger(1, length), wanted));
-    const int64_t size = round_up(divide_up(larger(1, length), pieces), tile);
-    return {size, divide_up(larger(1, length), size)};
-  }
-};
 
 // Where the gradient of the bias is summed.
 enum class BiasGradient {
@@ -47,6 +25,7 @@ enum class BiasGradient {
 
 template <class T>
 struct BackwardPlan {
+  Cut cut;
   Chunks keys, queries;
   int64_t head_columns;   // D in whole vectors
   int64_t value_columns;  // E in whole vectors
@@ -69,14 +48,11 @@ struct BackwardPlan {
     return dq_partial + dk_partial + dv_partial + bias_partial;
   }
 
-  explicit TORCH_EXT_INLINE BackwardPlan(const BackwardProblem& p) {
+  explicit TORCH_EXT_INLINE BackwardPlan(const BackwardProblem& p)
+      : cut(cut_of<T>(p)), keys(cut.key_chunks), queries(cut.query_chunks) {
     const int64_t n = p.query_length, m = p.key_length;
     head_columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);
-    keys = Chunks::cut(m, kKeyChunk, kTileKeys);
-    // Few keys and many queries: cut the queries instead.
-    queries = keys.count > 1 ? Chunks{larger(1, n), 1} : Chunks::cut(n, kQueryChunk, kTileQueries);
-
     if (p.grad_query && keys.count > 1) dq_partial = p.group * keys.count * n * head_columns;
     if (p.grad_key && queries.count > 1) dk_partial = queries.count * m * head_columns;
     if (p.grad_value && queries.count > 1) dv_partial = queries.count * m * value_columns;
@@ -84,8 +60,8 @@ struct BackwardPlan {
     if (p.grad_bias && n > 0 && m > 0) {
       const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
       bias_slice = 1 + (n - 1) * p.grad_bias.row_stride + (m - 1) * p.grad_bias.col_stride;
-      bias = full && bias_slice > kLargestPrivateSlice ? BiasGradient::kDirect
-                                                       : BiasGradient::kPrivate;
+      bias = full && bias_slice > choices().private_slice ? BiasGradient::kDirect
+                                                          : BiasGradient::kPrivate;
       if (p.grad_bias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;
       if (p.grad_bias.col_stride == 0) bias_key_chunks = keys.count;
       if (p.grad_bias.row_stride == 0) bias_query_chunks = queries.count;
@@ -95,8 +71,7 @@ struct BackwardPlan {
                       p.grad_bias.leading_strides[d] == 0;
     }
     const int64_t bytes = partial() * static_cast<int64_t>(sizeof(T));
-    wave = take_turns ? 1 : bytes == 0 ? p.key_heads() : larger(1, kPartialBytes / bytes);
-    wave = larger(1, smaller(wave, p.key_heads()));
+    wave = take_turns ? 1 : heads_at_once(p.key_heads(), bytes);
   }
 };
 

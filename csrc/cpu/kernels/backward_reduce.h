@@ -24,14 +24,14 @@ void reduce_rows(const T* partial, int64_t step, int64_t count, int64_t rows, in
 template <class T>
 void reduce_query_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
                             BackwardPartials<T> partials, int64_t first, int64_t heads) {
-  const int64_t tiles = divide_up(p.query_length, kTileQueries);
-  const int64_t bytes = kTileQueries * plan.head_columns * static_cast<int64_t>(sizeof(T));
+  const int64_t block = plan.cut.tile_queries, tiles = divide_up(p.query_length, block);
+  const int64_t bytes = block * plan.head_columns * static_cast<int64_t>(sizeof(T));
   parallel_tasks(heads * p.group * tiles, bytes, [&](int64_t task, void* scratch) {
-    const int64_t row = task % tiles * kTileQueries, in_wave = task / tiles / p.group;
+    const int64_t row = task % tiles * block, in_wave = task / tiles / p.group;
     const int64_t in_group = task / tiles % p.group;
     const int64_t offset = head_offset(p, p.grad_query, (first + in_wave) * p.group + in_group);
     reduce_rows<T>(partials.dq(plan, p, in_wave, in_group, 0), p.query_length * plan.head_columns,
-                   plan.keys.count, smaller(kTileQueries, p.query_length - row), plan.head_columns,
+                   plan.keys.count, smaller(block, p.query_length - row), plan.head_columns,
                    p.head_size, static_cast<T>(p.scale), p.grad_query, offset, row,
                    static_cast<T*>(scratch));
   });

@@ -15,9 +15,9 @@ void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int
                        T* spare) {
   out += t.query * row + t.key * col;
   if (row != 0 && col != 0) {
-    transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, kTileKeys);
+    transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, t.keys);
     for (int64_t i = 0; i < t.queries; ++i) {
-      const T* from = spare + i * kTileKeys;
+      const T* from = spare + i * t.keys;
       if (col == 1)
         for (int64_t j = 0; j < t.keys; ++j) out[i * row + j] += from[j];
       else

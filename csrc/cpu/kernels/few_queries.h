@@ -2,8 +2,9 @@
 // lie along their columns and nothing is packed (row_products.h). With a query in each lane, as in
 // the tiles of many queries, most lanes would be empty.
 //
-// Rows are the queries of the heads that share a key head. A tile of scores lies (rows, keys), keys
-// along the lanes.
+// How the keys of a head are cut into tasks, whose partial sums are merged in their order, says
+// choices.h. Rows are the queries of the heads that share a key head. A tile of scores lies (rows,
+// keys), keys along the lanes.
 #pragma once
 
 #include "cpu/kernels/dropout.h"
@@ -13,49 +14,7 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Up to how many queries this is faster than tiles of queries. The two break even between 8 and 16,
-// where half of the lanes of a tile of queries are in use, for any D, M and group.
-constexpr int64_t kFewQueries = 8;
-// Rows of a task, unless a single head has more.
-constexpr int64_t kTaskRows = 16;
-// Keys of a tile: together with their values they stay in the level-2 cache.
-constexpr int64_t kRowTileKeys = 128;
-// Numbers that a task reads, about: enough to be worth a task, and chunks enough for many threads.
-constexpr int64_t kChunkNumbers = 1 << 16;
-// Chunks of a head at most; of very many keys each has more.
-constexpr int64_t kMostRowChunks = 64;
-
-TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
-  return p.query_length > 0 && p.query_length <= kFewQueries;
-}
-
-// How the keys of a head are cut into tasks, whose partial sums are merged in their order.
-struct RowChunks {
-  int64_t size, count;
-
-  explicit TORCH_EXT_INLINE RowChunks(const Problem& p) {
-    const int64_t keys = larger(1, p.key_length);
-    const int64_t wanted =
-        larger(kRowTileKeys, kChunkNumbers / larger(1, p.head_size + p.value_head_size));
-    const int64_t pieces = smaller(kMostRowChunks, divide_up(keys, wanted));
-    size = round_up(divide_up(keys, pieces), kRowTileKeys);
-    count = divide_up(keys, size);
-  }
-};
-
-// How many key heads are computed at a time, so that the partial sums of all their chunks stay
-// within a fixed size unless a single head needs more.
-struct RowWaves {
-  int64_t heads, bytes;
-
-  // `partial`: numbers of one head.
-  TORCH_EXT_INLINE RowWaves(int64_t key_heads, int64_t partial, int64_t number_bytes) {
-    constexpr int64_t kMostBytes = 8 << 20;
-    const int64_t head_bytes = partial * number_bytes;
-    heads = larger(1, head_bytes == 0 ? key_heads : smaller(key_heads, kMostBytes / head_bytes));
-    bytes = heads * head_bytes;
-  }
-};
+TORCH_EXT_INLINE bool has_few_queries(const Problem& p) { return cut_of<float>(p).few_queries; }
 
 // The same scores with queries and keys in each other's place: tiles of it lie (queries, keys).
 TORCH_EXT_INLINE Problem transposed(const Problem& p) {
@@ -122,17 +81,22 @@ void weigh_tile(int64_t rows, const RowTile& t, const T* w, Visibility seen, con
   fill_zero(c.data, rows * c.stride);
   pack_rows<T>(b.x, b.offset, b.row, b.rows, b.cols, buffer, c.stride);
   tile_product_hidden<T>(rows, c.stride, b.rows, {w, t.width, 1}, {additive, t.width, 1},
-                         {buffer, c.stride}, c,
-                         spare);
+                         {buffer, c.stride}, c, spare);
+}
+
+// A row of q and one of scores.
+template <class T>
+TORCH_EXT_INLINE int64_t score_spare(const Problem& p, int64_t keys) {
+  return round_up(p.head_size, Vec<T>::kSize) + row_width(keys);
 }
 
 // s^T = k q^T of a tile of scores (keys, width), q being transposed: (D, width). Where the forward
 // took the few queries apart, rounded as it did: weights are exp(s - lse) with its lse. `spare`
-// holds a row of q and one of scores.
+// holds score_spare numbers.
 template <class T>
-void score_tile(const Problem& p, const TileRange& t, Rows<const T> k, const T* q, T* out,
-                T* spare) {
-  if (!has_few_queries(p))
+void score_tile(const Problem& p, const Cut& cut, const TileRange& t, Rows<const T> k, const T* q,
+                T* out, T* spare) {
+  if (!cut.few_queries)
     return tile_product<T, false>(t.keys, t.width, p.head_size, {k.data, k.stride, 1}, {q, t.width},
                                   {out, t.width});
   T *const row = spare, *const scores = spare + round_up(p.head_size, Vec<T>::kSize);

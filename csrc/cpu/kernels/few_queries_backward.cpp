@@ -32,12 +32,12 @@ struct FewBackwardScratch {
   T *dq_tile, *dq;            // (rows, columns)
   int64_t bytes;
 
-  FewBackwardScratch(const Problem& problem, void* memory) {
+  FewBackwardScratch(const Problem& problem, const Cut& cut, void* memory) {
     Scratch scratch(memory);
     rows = problem.group * problem.query_length;
     columns = round_up(problem.head_size, Vec<T>::kSize);
     value_columns = round_up(problem.value_head_size, Vec<T>::kSize);
-    const int64_t keys = row_width(smaller(problem.key_length, kRowTileKeys));
+    const int64_t keys = row_width(smaller(problem.key_length, cut.row_keys));
     const int64_t widest = larger(columns, value_columns), tile = rows * keys;
     q = scratch.take<T>(rows * columns);
     dO = scratch.take<T>(rows * value_columns);
@@ -61,12 +61,13 @@ struct FewBackwardScratch {
 template <class T>
 class FewBackwardTask {
  public:
-  FewBackwardTask(const BackwardProblem& problem, const Problem& transposed, int64_t key_head,
-                  void* memory)
+  FewBackwardTask(const BackwardProblem& problem, const Cut& cut, const Problem& transposed,
+                  int64_t key_head, void* memory)
       : problem_(problem),
+        cut_(cut),
         transposed_(transposed),
         rule_(problem),
-        x_(problem, memory),
+        x_(problem, cut, memory),
         head_(key_head * problem.group) {}
 
   // Keys [begin, end). Where not null, `dq` (rows, columns) receives this chunk's share without the
@@ -76,8 +77,8 @@ class FewBackwardTask {
     slopes_ = slopes;
     for (int64_t h = 0; slopes && h < problem_.group; ++h) slopes[h] = 0;
     fill_zero(x_.dq, x_.rows * x_.columns);
-    for (int64_t key = begin; key < end; key += kRowTileKeys) {
-      RowTile t{head_, problem_.group, key, smaller(kRowTileKeys, end - key), 0};
+    for (int64_t key = begin; key < end; key += cut_.row_keys) {
+      RowTile t{head_, problem_.group, key, smaller(cut_.row_keys, end - key), 0};
       t.width = row_width(t.keys);
       add_tile(t);
     }
@@ -189,8 +190,8 @@ class FewBackwardTask {
       const int64_t keys = smaller(kWriteKeys, t.keys - j);
       fill_zero(x_.dk, keys * columns);
       if (w)
-        weighted_sum<T>(keys, columns, x_.rows, {w + j, 1, t.width}, seen, {x_.additive + j, 1, t.width},
-                        {b, columns}, {x_.dk, columns}, x_.spare);
+        weighted_sum<T>(keys, columns, x_.rows, {w + j, 1, t.width}, seen,
+                        {x_.additive + j, 1, t.width}, {b, columns}, {x_.dk, columns}, x_.spare);
       write_rows<T>(x_.dk, columns, keys, cols, factor, out, offset, t.key + j);
     }
   }
@@ -204,6 +205,7 @@ class FewBackwardTask {
   }
 
   const BackwardProblem& problem_;
+  const Cut& cut_;
   const Problem& transposed_;
   ScoreRule<T> rule_;
   FewBackwardScratch<T> x_;
@@ -213,29 +215,31 @@ class FewBackwardTask {
 
 template <class T>
 void run_few_backward(const BackwardProblem& p) {
-  const FewBackwardScratch<T> size(p, nullptr);
-  const RowChunks chunks(p);
+  const Cut cut = cut_of<T>(p);
+  const FewBackwardScratch<T> size(p, cut, nullptr);
+  const Chunks chunks = cut.row_chunks;
   const Problem flipped = transposed(p);
   const int64_t n = p.query_length, heads = p.key_heads(), columns = size.columns;
   // dq of one wave: (key heads, chunks, group * N, columns)
   const bool has_partials = p.grad_query && chunks.count > 1;
   const int64_t step = size.rows * columns;
-  const RowWaves waves(heads, has_partials ? chunks.count * step : 0, sizeof(T));
-  const Buffer buffer(waves.bytes);
+  const int64_t bytes = has_partials ? chunks.count * step * static_cast<int64_t>(sizeof(T)) : 0;
+  const int64_t wave = heads_at_once(heads, bytes);
+  const Buffer buffer(wave * bytes);
   T* const partials = static_cast<T*>(buffer.data());
   const SlopeSums slopes(p, chunks.count);
 
-  for (int64_t first = 0; first < heads; first += waves.heads) {
-    const int64_t wave = smaller(waves.heads, heads - first);
-    parallel_tasks(wave * chunks.count, size.bytes, [&](int64_t task, void* scratch) {
+  for (int64_t first = 0; first < heads; first += wave) {
+    const int64_t count = smaller(wave, heads - first);
+    parallel_tasks(count * chunks.count, size.bytes, [&](int64_t task, void* scratch) {
       const int64_t head = first + task / chunks.count, chunk = task % chunks.count;
-      FewBackwardTask<T>(p, flipped, head, scratch)
+      FewBackwardTask<T>(p, cut, flipped, head, scratch)
           .run(chunk * chunks.size, smaller(p.key_length, (chunk + 1) * chunks.size),
                has_partials ? partials + task * step : nullptr, slopes.of(head, chunk));
     });
     if (!has_partials) continue;
     const int64_t of_head = n * columns;
-    parallel_tasks(wave * p.group, of_head * static_cast<int64_t>(sizeof(T)),
+    parallel_tasks(count * p.group, of_head * static_cast<int64_t>(sizeof(T)),
                    [&](int64_t task, void* scratch) {
                      const int64_t in_wave = task / p.group, in_group = task % p.group;
                      const int64_t head = (first + in_wave) * p.group + in_group;

@@ -51,19 +51,20 @@ struct FewForwardScratch {
   T* scores;              // (rows, keys): s, then p
   T* additive;            // (rows, keys)
   T* z;                   // (keys, N), with dropout
-  T* stored;   // (keys, columns or value_columns), where key or value cannot be read in place
-  T* spare;    // for a tile of scores or of v
-  T* o;        // (rows, value_columns) of one tile
-  T* partial;  // (rows) of a Partial each, where there is one chunk
-  T* merged;   // one Partial
+  T* stored;     // (keys, columns or value_columns), where key or value cannot be read in place
+  T* spare;      // for a tile of scores or of v
+  T *max, *sum;  // (rows) of one tile: of its scores, of exp(s - max)
+  T* o;          // (rows, value_columns) of one tile
+  T* partial;    // (rows) of a Partial each, where there is one chunk
+  T* merged;     // one Partial
   int64_t bytes;
 
-  FewForwardScratch(const Problem& p, void* memory) {
+  FewForwardScratch(const Problem& p, const Cut& cut, void* memory) {
     Scratch scratch(memory);
-    rows = smaller(p.group, larger(1, kTaskRows / p.query_length)) * p.query_length;
+    rows = cut.row_heads * p.query_length;
     columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);
-    const int64_t keys = row_width(smaller(p.key_length, kRowTileKeys));
+    const int64_t keys = row_width(smaller(p.key_length, cut.row_keys));
     const int64_t widest = larger(columns, value_columns);
     q = scratch.take<T>(rows * columns);
     scores = scratch.take<T>(rows * keys);
@@ -71,6 +72,8 @@ struct FewForwardScratch {
     z = scratch.take<T>(p.dropout_p > 0 ? p.query_length * keys : 0);
     stored = scratch.take<T>(keys * widest);
     spare = scratch.take<T>(keys * larger(p.query_length, widest));
+    max = scratch.take<T>(rows);
+    sum = scratch.take<T>(rows);
     o = scratch.take<T>(rows * value_columns);
     partial = scratch.take<T>(rows * Partial<T>::size(value_columns));
     merged = scratch.take<T>(Partial<T>::size(value_columns));
@@ -115,8 +118,8 @@ TORCH_EXT_INLINE T exp_row(int64_t width, T max, T* s) {
 template <class T>
 class FewForwardTask {
  public:
-  FewForwardTask(const ForwardProblem& p, const Problem& transposed, void* memory)
-      : p_(p), transposed_(transposed), rule_(p), x_(p, memory) {}
+  FewForwardTask(const ForwardProblem& p, const Cut& cut, const Problem& transposed, void* memory)
+      : p_(p), cut_(cut), transposed_(transposed), rule_(p), x_(p, cut, memory) {}
 
   // Query heads [head, head + heads), keys [begin, end). `partials`: one for each row, `step`
   // elements apart.
@@ -128,9 +131,10 @@ class FewForwardTask {
       pack_rows<T>(p_.query, head_offset(p_, p_.query, head + h), 0, p_.query_length, p_.head_size,
                    x_.q + h * p_.query_length * x_.columns, x_.columns);
     const KeyRange range = visible_keys(p_, 0, p_.query_length);
-    RowTile t{head, heads, larger(begin, range.begin / kRowTileKeys * kRowTileKeys), 0, 0};
-    for (end = smaller(end, range.end); t.key < end; t.key += kRowTileKeys) {
-      t.keys = smaller(kRowTileKeys, end - t.key);
+    const int64_t keys = cut_.row_keys;
+    RowTile t{head, heads, larger(begin, range.begin / keys * keys), 0, 0};
+    for (end = smaller(end, range.end); t.key < end; t.key += keys) {
+      t.keys = smaller(keys, end - t.key);
       t.width = row_width(t.keys);
       add_tile(t, partials, step);
     }
@@ -146,19 +150,18 @@ class FewForwardTask {
     const StoredRows k{p_.key, head_offset(p_, p_.key, t.head, p_.group), t.key, t.keys,
                        p_.head_size};
     row_products<T>(rows_, {x_.q, x_.columns}, k, {x_.scores, t.width}, x_.stored);
-    T max[kTaskRows], sum[kTaskRows];
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < rows_; ++i) {
         T* s = x_.scores + i * t.width;
-        max[i] = score_row<additive.value, capped.value>(rule_, t, x_.additive + i * t.width, s);
-        sum[i] = exp_row(t.width, max[i], s);
+        x_.max[i] = score_row<additive.value, capped.value>(rule_, t, x_.additive + i * t.width, s);
+        x_.sum[i] = exp_row(t.width, x_.max[i], s);
       }
     });
     if (p_.dropout_p > 0) drop_rows(p_, t, x_.scores, x_.z);
     weigh_values(t, seen);
     for (int64_t i = 0; i < rows_; ++i)
-      Partial<T>{partials + i * step, x_.value_columns}.add(x_.o + i * x_.value_columns, max[i],
-                                                            sum[i]);
+      Partial<T>{partials + i * step, x_.value_columns}.add(x_.o + i * x_.value_columns, x_.max[i],
+                                                            x_.sum[i]);
   }
 
   // o = p v of one tile
@@ -170,6 +173,7 @@ class FewForwardTask {
   }
 
   const ForwardProblem& p_;
+  const Cut& cut_;
   const Problem& transposed_;
   ScoreRule<T> rule_;
   FewForwardScratch<T> x_;
@@ -199,27 +203,29 @@ void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partial
 
 template <class T>
 void run_few_forward(const ForwardProblem& p) {
-  const FewForwardScratch<T> size(p, nullptr);
-  const RowChunks chunks(p);
+  const Cut cut = cut_of<T>(p);
+  const FewForwardScratch<T> size(p, cut, nullptr);
+  const Chunks chunks = cut.row_chunks;
   const Problem flipped = transposed(p);
   const int64_t n = p.query_length, heads = p.key_heads();
-  const int64_t heads_at_once = size.rows / n, row_blocks = divide_up(p.group, heads_at_once);
+  const int64_t row_blocks = divide_up(p.group, cut.row_heads);
   const int64_t partial = Partial<T>::size(size.value_columns);
   // (key heads, chunks, group * N) of a Partial each
   const int64_t step = p.group * n * partial, of_head = chunks.count * step;
   const bool is_whole = chunks.count == 1;
-  const RowWaves waves(heads, is_whole ? 0 : of_head, sizeof(T));
-  const Buffer buffer(waves.bytes);
+  const int64_t bytes = is_whole ? 0 : of_head * static_cast<int64_t>(sizeof(T));
+  const int64_t wave = heads_at_once(heads, bytes);
+  const Buffer buffer(wave * bytes);
 
-  for (int64_t first = 0; first < heads; first += waves.heads) {
-    const int64_t count = smaller(waves.heads, heads - first);
+  for (int64_t first = 0; first < heads; first += wave) {
+    const int64_t count = smaller(wave, heads - first);
     const auto chunk_task = [&](int64_t task, void* scratch) {
       const int64_t block = task % row_blocks, chunk = task / row_blocks % chunks.count;
       const int64_t in_wave = task / row_blocks / chunks.count;
-      const int64_t in_group = block * heads_at_once;
+      const int64_t in_group = block * cut.row_heads;
       const int64_t head = (first + in_wave) * p.group + in_group;
-      const int64_t block_heads = smaller(heads_at_once, p.group - in_group);
-      FewForwardTask<T> run(p, flipped, scratch);
+      const int64_t block_heads = smaller(cut.row_heads, p.group - in_group);
+      FewForwardTask<T> run(p, cut, flipped, scratch);
       T* const partials = is_whole ? run.scratch().partial
                                    : static_cast<T*>(buffer.data()) + in_wave * of_head +
                                          chunk * step + in_group * n * partial;

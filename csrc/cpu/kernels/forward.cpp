@@ -33,11 +33,11 @@ struct ForwardScratch {
   T* rescale;       // (width) what a new maximum does to earlier sums
   int64_t bytes;
 
-  ForwardScratch(const Problem& p, void* memory) {
+  ForwardScratch(const Problem& p, const Cut& cut, void* memory) {
     Scratch scratch(memory);
-    width = tile_width<T>(p);
+    width = cut.tile_width;
     columns = round_up(p.value_head_size, Vec<T>::kSize);
-    const int64_t keys = smaller(p.key_length, kTileKeys);
+    const int64_t keys = smaller(p.key_length, cut.tile_keys);
     q = scratch.take<E>(elements<E>(p.head_size) * width);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
@@ -132,10 +132,10 @@ void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const Tile
 }
 
 template <class E>
-void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
+void forward_task(const ForwardProblem& p, const Cut& cut, TileRange t, void* memory) {
   using T = SumOf<E>;
   using V = Vec<T>;
-  const ForwardScratch<E> x(p, memory);
+  const ForwardScratch<E> x(p, cut, memory);
   const ScoreRule<T> rule(p);
   const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
   const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
@@ -152,8 +152,9 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
   for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
 
   const KeyRange range = visible_keys(p, t.query, t.queries);
-  for (t.key = range.begin / kTileKeys * kTileKeys; t.key < range.end; t.key += kTileKeys) {
-    t.keys = smaller(kTileKeys, range.end - t.key);
+  for (t.key = range.begin / cut.tile_keys * cut.tile_keys; t.key < range.end;
+       t.key += cut.tile_keys) {
+    t.keys = smaller(cut.tile_keys, range.end - t.key);
     const Visibility seen = additive_tile<T>(p, t, x.additive, x.spare);
     if (seen == Visibility::kNone) continue;
     // s^T = k q^T
@@ -180,9 +181,11 @@ void forward_task(const ForwardProblem& p, TileRange t, void* memory) {
 
 template <class E>
 void run_forward(const ForwardProblem& p) {
-  const ForwardScratch<E> size(p, nullptr);
-  for_each_query_tile<SumOf<E>>(
-      p, size.bytes, [&](const TileRange& t, void* scratch) { forward_task<E>(p, t, scratch); });
+  const Cut cut = cut_of<SumOf<E>>(p);
+  const ForwardScratch<E> size(p, cut, nullptr);
+  for_each_query_tile(p, cut, size.bytes, [&](const TileRange& t, void* scratch) {
+    forward_task<E>(p, cut, t, scratch);
+  });
 }
 
 }  // namespace

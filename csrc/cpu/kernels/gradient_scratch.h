@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/few_queries.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -23,7 +24,7 @@ struct GradientScratch {
   T* additive;  // (keys, width)
   T* z;         // (keys, width), with dropout
   E* weights;   // (keys, width): one of these tiles as a left factor, where it is not read from it
-  T* spare;     // for any one tile
+  T* spare;     // for any one tile, or for score_tile
   E* spare_right;  // for any one right factor
   T* dq;           // (width, head_columns), of one tile of queries
   T *dk, *dv;      // (key chunk, head_columns), (key chunk, value_columns)
@@ -37,8 +38,8 @@ struct GradientScratch {
 
   TORCH_EXT_INLINE GradientScratch(const P& problem, const BackwardPlan<T>& plan, void* memory) {
     Scratch scratch(memory);
-    width = tile_width<T>(problem);
-    const int64_t tile = smaller(problem.key_length, kTileKeys) * width;
+    width = plan.cut.tile_width;
+    const int64_t keys = plan.cut.tile_keys, tile = smaller(problem.key_length, keys) * width;
     const int64_t chunk = smaller(problem.key_length, plan.keys.size);
     q = scratch.take<E>(elements<E>(width) * plan.head_columns);
     q_transposed = scratch.take<E>(elements<E>(problem.head_size) * width);
@@ -56,8 +57,8 @@ struct GradientScratch {
     additive = scratch.take<T>(tile);
     z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
     weights = scratch.take<E>(kTerms<E> > 1 ? tile : 0);
-    spare = scratch.take<T>(kTileKeys * width);
-    spare_right = scratch.take<E>(elements<E>(larger(kTileKeys, width)) *
+    spare = scratch.take<T>(larger(keys * width, score_spare<T>(problem, keys)));
+    spare_right = scratch.take<E>(elements<E>(larger(keys, width)) *
                                   larger(plan.head_columns, plan.value_columns));
     dq = scratch.take<T>(width * plan.head_columns);
     dk = scratch.take<T>(chunk * plan.head_columns);

@@ -31,7 +31,7 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
-        tile_(problem, rows, x_) {}
+        tile_(problem, plan.cut, rows, x_) {}
 
   // `slopes`: where the slope gradients of the cell's query heads go, one for each head.
   void run(int64_t key_head, int64_t in_wave, int64_t key_chunk, int64_t query_chunk,
@@ -52,8 +52,9 @@ class GradientTask {
       const int64_t head = first + in_group_;
       start_bias_gradient(head, query_chunk, query_begin, query_end);
       slope_sum_ = 0;
-      for (int64_t query = query_begin; query < query_end; query += kTileQueries)
-        query_tile({head, query, smaller(kTileQueries, query_end - query), x_.width, 0, 0});
+      const int64_t queries = plan_.cut.tile_queries;
+      for (int64_t query = query_begin; query < query_end; query += queries)
+        query_tile({head, query, smaller(queries, query_end - query), x_.width, 0, 0});
       if (slopes) slopes[in_group_] = slope_sum_;
     }
     write_key_gradients(first, query_chunk, chunk);
@@ -82,11 +83,12 @@ class GradientTask {
   void query_tile(TileRange t) {
     const KeyRange range = visible_keys(problem_, t.query, t.queries);
     const int64_t key_end = smaller(key_end_, range.end);
-    t.key = larger(key_begin_, range.begin / kTileKeys * kTileKeys);
+    const int64_t keys = plan_.cut.tile_keys;
+    t.key = larger(key_begin_, range.begin / keys * keys);
     if (t.key < key_end) tile_.load_queries(t);
     fill_zero(x_.dq, t.queries * plan_.head_columns);
-    for (; t.key < key_end; t.key += kTileKeys) {
-      t.keys = smaller(kTileKeys, key_end - t.key);
+    for (; t.key < key_end; t.key += keys) {
+      t.keys = smaller(keys, key_end - t.key);
       add_tile(t);
     }
     if (!problem_.grad_query) return;

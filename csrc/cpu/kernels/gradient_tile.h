@@ -10,7 +10,6 @@
 #pragma once
 
 #include "cpu/kernels/dropout.h"
-#include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/gradient_scratch.h"
 #include "cpu/kernels/row_statistics.h"
 #include "cpu/kernels/weights.h"
@@ -24,8 +23,9 @@ class GradientTile {
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
 
  public:
-  GradientTile(const P& problem, RowStatistics<T> rows, const GradientScratch<E, P>& scratch)
-      : p_(problem), rows_(rows), rule_(problem), x_(scratch) {}
+  GradientTile(const P& problem, const Cut& cut, RowStatistics<T> rows,
+               const GradientScratch<E, P>& scratch)
+      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(scratch) {}
 
   // Keys and values of a chunk; `head` is a query head that reads them.
   void load_keys(int64_t head, int64_t begin, int64_t keys) {
@@ -78,7 +78,7 @@ class GradientTile {
     if (has_dropout) dropout_tile(p_, t, x_.z);
 
     if constexpr (kTerms<E> == 1)
-      score_tile<T>(p_, t, k(row), x_.q_transposed, x_.p, x_.spare);
+      score_tile<T>(p_, cut_, t, k(row), x_.q_transposed, x_.p, x_.spare);
     else
       product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
     if (needs_ds && p_.grad_output) {
@@ -114,7 +114,6 @@ class GradientTile {
     return pack_left<E>(x, head_offset(p_, x, head, p_.group), row, rows, cols, buffer);
   }
   // Chunks and tiles of keys start at whole elements.
-  static_assert(kTileKeys % kTerms<E> == 0);
   static Rows<const E> from_row(Rows<const E> x, int64_t row) {
     return {x.data + row / kTerms<E> * x.stride, x.stride};
   }
@@ -201,6 +200,7 @@ class GradientTile {
   }
 
   const P& p_;
+  const Cut& cut_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
   const GradientScratch<E, P>& x_;

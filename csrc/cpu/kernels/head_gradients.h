@@ -89,13 +89,14 @@ class SlopeSums {
 template <class E, class P>
 void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
   using T = SumOf<E>;
-  const int64_t tiles = divide_up(p.query_length, kTileQueries), width = tile_width<T>(p);
+  const Cut cut = cut_of<T>(p);
+  const int64_t tiles = divide_up(p.query_length, cut.tile_queries), width = cut.tile_width;
   const Buffer buffer(p.query_heads() * tiles * static_cast<int64_t>(sizeof(double)));
   double* sums = static_cast<double*>(buffer.data());
   const int64_t size = elements<E>(p.value_head_size) * width;
   const int64_t bytes =
       3 * width * static_cast<int64_t>(sizeof(T)) + 2 * size * static_cast<int64_t>(sizeof(E));
-  for_each_query_tile<T>(p, bytes, [&](const TileRange& t, void* scratch) {
+  for_each_query_tile(p, cut, bytes, [&](const TileRange& t, void* scratch) {
     T* const lse = static_cast<T*>(scratch);
     T* const residual = lse + width;
     T* const delta = residual + width;
@@ -121,7 +122,7 @@ void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
     double sum = 0;
     for (int64_t i = 0; sink != -kInfinity<T> && i < t.queries; ++i)
       if (weight[i] != 0) sum -= static_cast<double>(weight[i]) * delta[i];
-    sums[t.head * tiles + t.query / kTileQueries] = sum;
+    sums[t.head * tiles + t.query / cut.tile_queries] = sum;
   });
   add_head_sums<T>(p, p.grad_sink,
                    [&](int64_t head) { return sum_parts(sums + head * tiles, 1, tiles); });

@@ -27,11 +27,11 @@ struct TangentScratch {
   T* origin;                 // (width): what is subtracted from s' where it multiplies v
   int64_t bytes;
 
-  TORCH_EXT_INLINE TangentScratch(const P& problem, void* memory) {
+  TORCH_EXT_INLINE TangentScratch(const P& problem, const Cut& cut, void* memory) {
     Scratch scratch(memory);
-    width = tile_width<T>(problem);
+    width = cut.tile_width;
     columns = round_up(problem.value_head_size, Vec<T>::kSize);
-    const int64_t keys = smaller(problem.key_length, kTileKeys), tile = keys * width;
+    const int64_t keys = smaller(problem.key_length, cut.tile_keys), tile = keys * width;
     const int64_t head_columns = round_up(problem.head_size, Vec<T>::kSize);
     q = scratch.take<T>(problem.head_size * width);
     q_dot = scratch.take<T>(problem.head_size * width);
@@ -45,7 +45,7 @@ struct TangentScratch {
     b_dot = scratch.take<T>(tile);
     z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
     spare = scratch.take<T>(
-        larger(larger(keys, 1) * larger(width, columns), head_columns + row_width(keys)));
+        larger(larger(keys, 1) * larger(width, columns), score_spare<T>(problem, keys)));
     o_dot = scratch.take<T>(width * columns);
     lse = scratch.take<T>(width);
     residual = scratch.take<T>(width);

@@ -26,8 +26,8 @@ class TangentTask {
   static constexpr int64_t kFewKeys = 8;
 
  public:
-  TangentTask(const P& problem, RowStatistics<T> rows, void* memory)
-      : p_(problem), rows_(rows), rule_(problem), x_(problem, memory) {
+  TangentTask(const P& problem, const Cut& cut, RowStatistics<T> rows, void* memory)
+      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(problem, cut, memory) {
     if constexpr (kSecondOrder)
       has_dp_ =
           problem.grad_output && (problem.grad_query || problem.grad_key || problem.grad_bias ||
@@ -51,8 +51,9 @@ class TangentTask {
                            t.queries, p_.value_head_size, x_.dO, t.width);
     }
     const KeyRange range = visible_keys(p_, t.query, t.queries);
-    for (t.key = range.begin / kTileKeys * kTileKeys; t.key < range.end; t.key += kTileKeys) {
-      t.keys = smaller(kTileKeys, range.end - t.key);
+    const int64_t keys = cut_.tile_keys;
+    for (t.key = range.begin / keys * keys; t.key < range.end; t.key += keys) {
+      t.keys = smaller(keys, range.end - t.key);
       tile(t);
     }
     finish(t);
@@ -72,7 +73,7 @@ class TangentTask {
     const int64_t d = p_.head_size, count = t.keys * t.width;
     // s^T = k q^T,  s'^T = k q'^T + k' q^T
     const auto k = rows_of(p_.key, t, d, x_.k);
-    score_tile<T>(p_, t, k, x_.q, x_.p, x_.spare);
+    score_tile<T>(p_, cut_, t, k, x_.q, x_.p, x_.spare);
     if (direction.query) score_product<false>(t, k, x_.q_dot, d, x_.s_dot);
     if (direction.key) {
       const auto k_dot = rows_of(direction.key, t, d, x_.k_dot);
@@ -266,6 +267,7 @@ class TangentTask {
   }
 
   const P& p_;
+  const Cut& cut_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
   TangentScratch<T, P> x_;
@@ -275,9 +277,10 @@ class TangentTask {
 // Sweeps over all heads. `rows` receives the row statistics of the second order.
 template <class T, class P>
 void tangent_sweep(const P& p, RowStatistics<T> rows) {
-  const TangentScratch<T, P> size(p, nullptr);
-  for_each_query_tile<T>(p, size.bytes, [&](const TileRange& t, void* scratch) {
-    TangentTask<T, P>(p, rows, scratch).run(t);
+  const Cut cut = cut_of<T>(p);
+  const TangentScratch<T, P> size(p, cut, nullptr);
+  for_each_query_tile(p, cut, size.bytes, [&](const TileRange& t, void* scratch) {
+    TangentTask<T, P>(p, cut, rows, scratch).run(t);
   });
 }
 

@@ -22,10 +22,10 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
   test::Random random(8);
   for (int repeat = 0; repeat < 2000; ++repeat) {
     TileRange t{};
-    t.queries = 1 + random.below(kTileQueries);
+    t.queries = 1 + random.below(test::kTileQueries);
     t.query = random.below(kQueries - t.queries + 1);
     t.width = round_up(t.queries, Vec<T>::kSize);
-    t.keys = 1 + random.below(kTileKeys);
+    t.keys = 1 + random.below(test::kTileKeys);
     t.key = random.below(kKeys - t.keys + 1);
     const struct {
       int64_t row, col;
@@ -33,7 +33,7 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
                    {3, 0},     {0, 1},        {0, 2},         {0, 0}};
     for (const auto& layout : layouts) {
       test::FencedMemory ds_memory(t.keys * t.width * sizeof(T)),
-          spare(kTileKeys * t.width * sizeof(T));
+          spare(test::kTileKeys * t.width * sizeof(T));
       T* ds = ds_memory.last<T>(t.keys * t.width);  // NaN beyond `queries`
       for (int64_t j = 0; j < t.keys; ++j)
         for (int64_t i = 0; i < t.queries; ++i)
@@ -48,7 +48,7 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
           want[(t.query + i) * layout.row + (t.key + j) * layout.col] += ds[j * t.width + i];
 
       add_bias_gradient<T>(t, ds, out.data(), layout.row, layout.col,
-                           spare.last<T>(kTileKeys * t.width));
+                           spare.last<T>(test::kTileKeys * t.width));
       ASSERT_EQ(out, want) << "repeat " << repeat << ", strides " << layout.row << " "
                            << layout.col;
     }

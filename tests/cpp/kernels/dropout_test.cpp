@@ -30,11 +30,11 @@ TYPED_TEST(DropoutTest, TileIsWhatEachPositionSays) {
     TileRange t{};
     t.head = random.below(6);
     t.query = random.below(1000) + (repeat % 5 == 0 ? int64_t{1} << 33 : 0);
-    t.queries = 1 + random.below(kTileQueries);
+    t.queries = 1 + random.below(test::kTileQueries);
     t.width = round_up(t.queries, Vec<T>::kSize);
     t.key = 4 * random.below(100);
-    t.keys = 1 + random.below(kTileKeys);
-    test::FencedMemory memory(kTileKeys * kTileQueries * sizeof(T));
+    t.keys = 1 + random.below(test::kTileKeys);
+    test::FencedMemory memory(test::kTileKeys * test::kTileQueries * sizeof(T));
     T* z = memory.template last<T>(t.keys * t.width);
     dropout_tile(p, t, z);
     const uint32_t threshold = dropout_threshold(p.dropout_p);

@@ -19,10 +19,11 @@ TYPED_TEST(SlopeGradientTest, IsTheSumOverRealQueries) {
   for (int repeat = 0; repeat < 200; ++repeat) {
     Problem p;
     p.offset = random.below(50) - 25;
-    TileRange t{0, random.below(300), 1 + random.below(kTileQueries), 0, random.below(300), 0};
+    TileRange t{0, random.below(300), 1 + random.below(test::kTileQueries),
+                0, random.below(300), 0};
     t.width = round_up(t.queries, Vec<T>::kSize);
-    t.keys = 1 + random.below(kTileKeys);
-    test::FencedMemory memory(kTileKeys * kTileQueries * sizeof(T));
+    t.keys = 1 + random.below(test::kTileKeys);
+    test::FencedMemory memory(test::kTileKeys * test::kTileQueries * sizeof(T));
     T* ds = memory.template last<T>(t.keys * t.width);
     double want = 0, size = 0;
     for (int64_t j = 0; j < t.keys; ++j)

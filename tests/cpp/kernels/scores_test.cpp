@@ -25,7 +25,7 @@ struct Expected {
 template <class T>
 class ScoresTest : public testing::Test {
  protected:
-  static constexpr int64_t kTile = kTileKeys * kTileQueries;
+  static constexpr int64_t kTile = test::kTileKeys * test::kTileQueries;
 
   // Random mask and bias, each dimension broadcast or not, in a random order in memory.
   Operand random_operand(DType dtype, int64_t heads, int64_t n, int64_t m,
@@ -105,11 +105,11 @@ class ScoresTest : public testing::Test {
     TileRange t{};
     t.head = random_.below(p.leading_sizes[0]);
     t.query = random_.below(p.query_length);
-    t.queries = 1 + random_.below(std::min(kTileQueries, p.query_length - t.query));
+    t.queries = 1 + random_.below(std::min(test::kTileQueries, p.query_length - t.query));
     t.width = round_up(t.queries, Vec<T>::kSize) + Vec<T>::kSize * random_.below(2);
-    t.width = std::min(t.width, kTileQueries);
+    t.width = std::min(t.width, test::kTileQueries);
     t.key = random_.below(p.key_length);
-    t.keys = 1 + random_.below(std::min(kTileKeys, p.key_length - t.key));
+    t.keys = 1 + random_.below(std::min(test::kTileKeys, p.key_length - t.key));
     return t;
   }
 

@@ -14,8 +14,7 @@ class TileProductTest : public testing::Test {
  protected:
   using T = SumOf<E>;
   static constexpr int64_t kSteps = kChain / kTerms<E>;  // of a chain
-  static constexpr int64_t kLargestBlock =
-      std::max({block_rows(1), block_rows(2), block_rows(3), block_rows(4)});
+  static constexpr int64_t kLargestBlock = std::ranges::max(kBlocks, {}, &BlockShape::rows).rows;
   static constexpr int64_t kMostRows = 2 * kLargestBlock + 5;
   static constexpr int64_t kMostColumns = 9 * Vec<T>::kSize;
   static constexpr int64_t kStride = kMostColumns + 3;  // of B and C: not a whole number of vectors

@@ -1,0 +1,88 @@
+// How a problem is cut into pieces, and which path takes it: all numbers that decide it, and the
+// one function that applies them.
+//
+// They do not depend on the caches found at run time: pieces decide the order of sums, and bits
+// would differ between machines of the same ISA level. They fit the smallest caches in use, 32 KiB
+// of level 1 and 256 KiB of level 2; `make tune` tries others, and draws how little they matter.
+//
+// Everything is declared here and defined in choices.cpp, compiled for any processor.
+#pragma once
+
+#include <cstdint>
+
+namespace torch_ext::cpu {
+
+struct Choices {
+  // Queries of a tile: a panel of registers wide for float with AVX-512, a few panels elsewhere.
+  int64_t tile_queries = 64;
+  // Keys of a tile: whole blocks of registers, of 6, 8 or 12 rows each, and the scores of a tile in
+  // float, 64 x 96, stay in the level-1 cache.
+  int64_t tile_keys = 96;
+
+  // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
+  // to write and to add up, a chunk more is work for another thread.
+  int64_t chunk_keys = 384;
+  // Queries of a task where there are too few keys to cut, likewise.
+  int64_t chunk_queries = 384;
+  // Chunks of a head at most: as many partial gradients are held.
+  int64_t most_chunks = 8;
+  // MiB of partial sums of the heads computed at the same time, unless a single head needs more.
+  int64_t partial_mib = 32;
+  // Entries of a full bias gradient that a task may keep to itself, 256 KiB in float; a larger one
+  // is summed where it is stored, and heads that share it take turns.
+  int64_t private_slice = 65536;
+
+  // Up to so many queries lanes lie along the columns of keys and values (few_queries.h). The two
+  // break even between 8 and 16, where half of the lanes of a tile of queries are in use, for any
+  // D, M and group.
+  int64_t few_queries = 8;
+  // Rows of a task of few queries, unless a single head has more: they share what is read of key
+  // and value, but with more of them there are fewer tasks.
+  int64_t task_rows = 16;
+  // Keys of a tile of rows: together with their values they stay in the level-2 cache.
+  int64_t row_keys = 128;
+  // Numbers of key and value that a task reads, about: enough to be worth a task, and chunks enough
+  // for many threads.
+  int64_t row_chunk_numbers = 65536;
+  // Chunks of a head at most; of very many keys each has more.
+  int64_t most_row_chunks = 64;
+};
+
+// The defaults, or what TORCH_EXT_CHOICES ("tile_keys=48,few_queries=4", for benchmarks/tune.py)
+// makes of them. Decided once. Throws std::runtime_error as parse_choices does.
+const Choices& choices();
+
+// The defaults with the numbers of a list "name=number,…" in place.
+// Throws std::runtime_error for an unknown name or a number that its user cannot work with.
+Choices parse_choices(const char* list);
+
+// Of a problem: N, M, D, E, query heads for each key head, numbers in a vector of sums.
+struct Sizes {
+  int64_t queries, keys, head_size, value_head_size, group, lanes;
+};
+
+// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty
+// chunk.
+struct Chunks {
+  int64_t size, count;
+};
+
+// How a problem is cut. Depends on its sizes alone, not on threads or the number of heads.
+struct Cut {
+  bool few_queries;      // the path of few_queries.h
+  int64_t tile_queries;  // of a tile, less where there are fewer
+  int64_t tile_width;    // queries of the widest tile in whole vectors
+  int64_t tile_keys;     // of a tile, less where there are fewer
+  Chunks key_chunks;     // of the gradients, of whole tiles
+  Chunks query_chunks;   // likewise; one where keys are cut
+  int64_t row_keys;      // of a tile of few queries
+  int64_t row_heads;     // query heads in a task of the forward of few queries
+  Chunks row_chunks;     // keys in a task of few queries, of whole tiles
+};
+Cut choose(const Sizes& sizes, const Choices& numbers);
+Cut choose(const Sizes& sizes);  // with choices()
+
+// How many of `heads` are computed at the same time when each leaves partial sums of `bytes`.
+int64_t heads_at_once(int64_t heads, int64_t bytes);
+
+}  // namespace torch_ext::cpu

@@ -1,0 +1,183 @@
+// What is chosen for the sizes of a problem, and what TORCH_EXT_CHOICES may say.
+#include "cpu/choices.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace torch_ext::cpu {
+namespace {
+
+Sizes sizes(int64_t n, int64_t m, int64_t d = 64, int64_t group = 1) {
+  return {n, m, d, d, group, 16};
+}
+
+std::string error_of(const char* list) {
+  try {
+    parse_choices(list);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
+  const struct {
+    int64_t n;
+    bool few;
+  } table[] = {{0, false}, {1, true}, {7, true}, {8, true}, {9, false}, {1 << 30, false}};
+  for (const auto& [n, few] : table)
+    for (const int64_t m : {0, 1, 100000}) EXPECT_EQ(choose(sizes(n, m)).few_queries, few) << n;
+  Choices never;
+  never.few_queries = 0;
+  EXPECT_FALSE(choose(sizes(1, 4096), never).few_queries);
+}
+
+TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {
+  const struct {
+    int64_t n, lanes, width;
+  } table[] = {{0, 16, 0},  {1, 16, 16}, {16, 16, 16},     {17, 8, 24},
+               {63, 4, 64}, {64, 8, 64}, {1 << 30, 16, 64}};
+  for (const auto& [n, lanes, width] : table) {
+    Sizes s = sizes(n, 100);
+    s.lanes = lanes;
+    EXPECT_EQ(choose(s).tile_width, width) << n;
+  }
+}
+
+TEST(ChoicesTest, GradientsAreCutAlongTheKeysOrElseTheQueries) {
+  const struct {
+    int64_t n, m;
+    Chunks keys, queries;
+  } table[] = {
+      {0, 0, {96, 1}, {64, 1}},          {1, 1, {96, 1}, {64, 1}},
+      {384, 384, {384, 1}, {384, 1}},     // one task takes all of it
+      {385, 384, {384, 1}, {256, 2}},     // few keys: the queries are cut
+      {385, 385, {288, 2}, {385, 1}},     // else the keys
+      {2048, 2048, {384, 6}, {2048, 1}},  //
+      {1, 3072, {384, 8}, {1, 1}},        // from here on chunks grow, not their number
+      {1, 100000, {12576, 8}, {1, 1}},    //
+      {100000, 10, {96, 1}, {12544, 8}},  //
+  };
+  for (const auto& row : table) {
+    const Cut cut = choose(sizes(row.n, row.m));
+    EXPECT_EQ(cut.key_chunks.size, row.keys.size) << row.n << " " << row.m;
+    EXPECT_EQ(cut.key_chunks.count, row.keys.count) << row.n << " " << row.m;
+    EXPECT_EQ(cut.query_chunks.size, row.queries.size) << row.n << " " << row.m;
+    EXPECT_EQ(cut.query_chunks.count, row.queries.count) << row.n << " " << row.m;
+  }
+}
+
+TEST(ChoicesTest, TasksOfFewQueriesReadAboutTheSameNumbers) {
+  const struct {
+    int64_t m, d;
+    Chunks keys;
+  } table[] = {
+      {0, 64, {128, 1}},          {1, 64, {128, 1}},    {512, 64, {512, 1}},   {513, 64, {384, 2}},
+      {4096, 128, {256, 16}},     {4096, 0, {4096, 1}}, {300, 9999, {128, 3}},  // a tile at least
+      {1 << 20, 64, {16384, 64}},  // and no more than so many chunks
+  };
+  for (const auto& [m, d, keys] : table) {
+    const Cut cut = choose(sizes(1, m, d));
+    EXPECT_EQ(cut.row_chunks.size, keys.size) << m << " " << d;
+    EXPECT_EQ(cut.row_chunks.count, keys.count) << m << " " << d;
+  }
+}
+
+TEST(ChoicesTest, TasksOfFewQueriesTakeWholeHeads) {
+  const struct {
+    int64_t n, group, heads;
+  } table[] = {{1, 1, 1}, {1, 8, 8}, {1, 40, 16}, {3, 40, 5}, {8, 40, 2}, {0, 40, 16}};
+  for (const auto& [n, group, heads] : table)
+    EXPECT_EQ(choose(sizes(n, 100, 64, group)).row_heads, heads) << n << " " << group;
+  EXPECT_EQ(choose(sizes(64, 100, 64, 4), parse_choices("few_queries=64")).row_heads, 1);
+}
+
+void expect_cover(const Chunks& chunks, int64_t length, int64_t tile, int64_t most) {
+  EXPECT_GE(chunks.count, 1);
+  EXPECT_LE(chunks.count, most);
+  EXPECT_GT(chunks.size, 0);
+  EXPECT_GE(chunks.size * chunks.count, length);  // the last one ends at or after the end
+  EXPECT_TRUE(length == 0 || chunks.size * (chunks.count - 1) < length);  // and none is empty
+  EXPECT_TRUE(chunks.count == 1 || chunks.size % tile == 0);
+}
+
+TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {
+  for (const char* list : {"", "tile_keys=72,tile_queries=48,row_keys=176,most_chunks=5",
+                           "chunk_keys=9,chunk_queries=8,row_chunk_numbers=1,most_row_chunks=3"}) {
+    const Choices c = parse_choices(list);
+    for (int64_t length = 0; length < 5000; ++length) {
+      const Cut long_keys = choose(sizes(5, length), c), few_keys = choose(sizes(length, 5), c);
+      expect_cover(long_keys.key_chunks, length, c.tile_keys, c.most_chunks);
+      expect_cover(few_keys.query_chunks, length, c.tile_queries, c.most_chunks);
+      expect_cover(long_keys.row_chunks, length, c.row_keys, c.most_row_chunks);
+    }
+  }
+}
+
+TEST(ChoicesTest, HeadsAtOnceStayWithinTheirMemory) {
+  const int64_t most = Choices().partial_mib << 20;
+  EXPECT_EQ(heads_at_once(40, 0), 40);
+  EXPECT_EQ(heads_at_once(40, most / 40), 40);
+  EXPECT_EQ(heads_at_once(40, most / 10), 10);
+  EXPECT_EQ(heads_at_once(40, most / 10 + 1), 9);
+  EXPECT_EQ(heads_at_once(40, 2 * most), 1);  // a single head may need more
+  EXPECT_EQ(heads_at_once(0, 0), 1);
+}
+
+TEST(ChoicesTest, AListReplacesItsNumbersAlone) {
+  const Choices c = parse_choices("tile_keys=48,few_queries=0");
+  EXPECT_EQ(c.tile_keys, 48);
+  EXPECT_EQ(c.few_queries, 0);
+  EXPECT_EQ(c.tile_queries, Choices().tile_queries);
+  EXPECT_EQ(choose(sizes(100, 100), c).tile_keys, 48);
+  EXPECT_EQ(parse_choices("").tile_keys, Choices().tile_keys);
+}
+
+TEST(ChoicesTest, UnknownNamesAreRefused) {
+  for (const char* list : {"tile_key=96", ",", "=", "96", "tile_keys =96", "Tile_keys=96"})
+    EXPECT_NE(error_of(list).find("TORCH_EXT_CHOICES to be a list like tile_keys=96"),
+              std::string::npos)
+        << list << ": " << error_of(list);
+  EXPECT_NE(error_of("tile_keys=96,tiles=3").find("but got 'tiles=3'"), std::string::npos);
+}
+
+TEST(ChoicesTest, NumbersThatWouldNotFitAreRefused) {
+  for (const char* list : {"tile_keys=97",        "tile_keys=0",
+                           "tile_keys=-96",       "tile_keys=100000000",
+                           "tile_keys=",          "tile_keys",
+                           "tile_keys=96x",       "tile_keys=9.6e1",
+                           "tile_keys= 96",       "tile_queries=24",
+                           "row_keys=8",          "most_chunks=0",
+                           "most_row_chunks=0",   "partial_mib=0",
+                           "chunk_keys=0",        "task_rows=0",
+                           "few_queries=65",      "few_queries=-1",
+                           "row_chunk_numbers=0", "private_slice=99999999999999999999"}) {
+    const std::string text(list), name = text.substr(0, text.find('='));
+    EXPECT_EQ(error_of(list).find("torch_ext: expected " + name + " in TORCH_EXT_CHOICES to be"),
+              0u)
+        << list << ": " << error_of(list);
+  }
+  EXPECT_EQ(error_of("tile_keys=97"),
+            "torch_ext: expected tile_keys in TORCH_EXT_CHOICES to be a multiple of 8 from 8 to "
+            "1024, but got '97'");
+}
+
+// In a process of its own: the variable is read once.
+TEST(ChoicesDeathTest, TheVariableIsRead) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  setenv("TORCH_EXT_CHOICES", "tile_keys=40", 1);
+  EXPECT_EXIT(
+      {
+        std::fprintf(stderr, "tile_keys %d", static_cast<int>(choose(sizes(1, 1)).tile_keys));
+        std::exit(0);
+      },
+      testing::ExitedWithCode(0), "tile_keys 40");
+  unsetenv("TORCH_EXT_CHOICES");
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu
