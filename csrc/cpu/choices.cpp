@@ -21,6 +21,7 @@ constexpr Rule kRules[] = {
     {"tile_queries", &Choices::tile_queries, 16, 1024, 16},
     // Tiles start at whole pairs, and at whole counters of dropout.
     {"tile_keys", &Choices::tile_keys, 8, 1024, 8},
+    {"task_tiles", &Choices::task_tiles, 1, 64, 1},
     {"chunk_keys", &Choices::chunk_keys, 8, 1 << 20, 1},
     {"chunk_queries", &Choices::chunk_queries, 8, 1 << 20, 1},
     {"most_chunks", &Choices::most_chunks, 1, 64, 1},
@@ -96,6 +97,8 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.tile_queries = c.tile_queries;
   result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;
+  // Eight tasks of a head or more, for its balance; what is short stays in the caches anyway.
+  result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
   result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, c.most_chunks);
   // Few keys and many queries: cut the queries instead.
   result.query_chunks = result.key_chunks.count > 1

@@ -18,6 +18,9 @@ struct Choices {
   // Keys of a tile: whole blocks of registers, of 6, 8 or 12 rows each, and the scores of a tile in
   // float, 64 x 96, stay in the level-1 cache.
   int64_t tile_keys = 96;
+  // Tiles of queries that share what a task of the forward reads of key and value, at most: their
+  // queries and outputs stay in the level-2 cache. No sum depends on it.
+  int64_t task_tiles = 4;
 
   // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
   // to write and to add up, a chunk more is work for another thread.
@@ -73,6 +76,7 @@ struct Cut {
   int64_t tile_queries;  // of a tile, less where there are fewer
   int64_t tile_width;    // queries of the widest tile in whole vectors
   int64_t tile_keys;     // of a tile, less where there are fewer
+  int64_t task_tiles;    // tiles of queries in a task of the forward
   Chunks key_chunks;     // of the gradients, of whole tiles
   Chunks query_chunks;   // likewise; one where keys are cut
   int64_t row_keys;      // of a tile of few queries

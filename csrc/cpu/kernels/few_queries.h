@@ -77,11 +77,13 @@ void weigh_tile(int64_t rows, const RowTile& t, const T* w, Visibility seen, con
   fill_zero(c.data, rows * c.stride);
   weighted_rows<T>(rows, {w, t.width}, b, c, buffer);
   if (seen == Visibility::kAll || all_finite(c.data, rows * c.stride)) return;
-  // Perhaps a hidden entry met inf or NaN: once more, with care.
+  // Perhaps a hidden entry met inf or NaN: once more, with care, in the same order.
   fill_zero(c.data, rows * c.stride);
   pack_rows<T>(b.x, b.offset, b.row, b.rows, b.cols, buffer, c.stride);
-  tile_product_hidden<T>(rows, c.stride, b.rows, {w, t.width, 1}, {additive, t.width, 1},
-                         {buffer, c.stride}, c, spare);
+  product_of_visible<T>(rows, c.stride, b.rows, {w, t.width, 1}, {additive, t.width, 1},
+                        {buffer, c.stride}, c, spare, [&](Rows<const T> finite) {
+                          weighted_rows<T>(rows, c.stride, b.rows, {w, t.width}, finite, c);
+                        });
 }
 
 // A row of q and one of scores.

@@ -198,7 +198,7 @@ void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partial
   const T factor = row.sum() == 0 ? T(0) : T(1) / row.sum();
   write_rows<T>(row.o, columns, 1, p.value_head_size, factor, p.output,
                 head_offset(p, p.output, head), query);
-  write_logsumexp(p, head, query, row.max(), row.sum());
+  write_logsumexp(p, head, query, 1, &row.max(), &row.sum());
 }
 
 template <class T>

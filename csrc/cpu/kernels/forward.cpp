@@ -1,8 +1,9 @@
 // (q, k, v) -> (o, lse, residual) with an online softmax.
 //
-// Task: one tile of queries of one head. Loop: over the tiles of keys that the window shows to
-// them. Reads q once and k, v once per tile of queries; writes o and lse once; nothing of size N x
-// M exists.
+// Task: a few tiles of queries of one head. Loop: over the tiles of keys that the window shows to
+// them, then the tiles of queries, so that keys and values come from memory, and 16-bit ones are
+// converted, once for all tiles of the task. Reads q once and k, v once per task; writes o and lse
+// once; nothing of size N x M exists.
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
@@ -18,27 +19,34 @@ struct ForwardScratch {
 
   int64_t width;    // queries of a tile, in whole vectors
   int64_t columns;  // E in whole vectors
-  E* q;             // (D, width), transposed
-  T* scores;        // (keys, width): s, then p
-  T* additive;      // (keys, width)
-  T* z;             // (keys, width), with dropout
-  E* k;             // (keys, D), where key cannot be read in place
-  E* v;             // (keys, columns), likewise
-  E* weights;       // (keys, width): p where it is not read from the scores
-  T* spare;         // for a tile of scores
-  E* spare_v;       // (keys, columns)
-  T* o;             // (width, columns), not yet divided by row_sum
-  T* row_max;       // (width) of the scores seen so far
-  T* row_sum;       // (width) of exp(s - row_max)
-  T* rescale;       // (width) what a new maximum does to earlier sums
+  int64_t depth;    // D in elements
+  // Of one tile of queries, the first of the task; see tile().
+  E* q;        // (D, width), transposed
+  T* o;        // (width, columns), not yet divided by row_sum
+  T* row_max;  // (width) of the scores seen so far
+  T* row_sum;  // (width) of exp(s - row_max)
+  // Shared by the tiles.
+  T* scores;    // (keys, width): s, then p
+  T* additive;  // (keys, width)
+  T* z;         // (keys, width), with dropout
+  E* k;         // (keys, D), where key cannot be read in place
+  E* v;         // (keys, columns), likewise
+  E* weights;   // (keys, width): p where it is not read from the scores
+  T* spare;     // for a tile of scores
+  E* spare_v;   // (keys, columns)
+  T* rescale;   // (width) what a new maximum does to earlier sums
   int64_t bytes;
 
   ForwardScratch(const Problem& p, const Cut& cut, void* memory) {
     Scratch scratch(memory);
     width = cut.tile_width;
     columns = round_up(p.value_head_size, Vec<T>::kSize);
+    depth = elements<E>(p.head_size);
     const int64_t keys = smaller(p.key_length, cut.tile_keys);
-    q = scratch.take<E>(elements<E>(p.head_size) * width);
+    q = scratch.take<E>(cut.task_tiles * depth * width);
+    o = scratch.take<T>(cut.task_tiles * width * columns);
+    row_max = scratch.take<T>(cut.task_tiles * width);
+    row_sum = scratch.take<T>(cut.task_tiles * width);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
@@ -47,11 +55,18 @@ struct ForwardScratch {
     weights = scratch.take<E>(kTerms<E> > 1 ? elements<E>(keys) * width : 0);
     spare = scratch.take<T>(keys * width);
     spare_v = scratch.take<E>(elements<E>(keys) * columns);
-    o = scratch.take<T>(width * columns);
-    row_max = scratch.take<T>(width);
-    row_sum = scratch.take<T>(width);
     rescale = scratch.take<T>(width);
     bytes = scratch.used();
+  }
+
+  // The memory of one tile of queries of the task.
+  ForwardScratch tile(int64_t index) const {
+    ForwardScratch x = *this;
+    x.q += index * depth * width;
+    x.o += index * width * columns;
+    x.row_max += index * width;
+    x.row_sum += index * width;
+    return x;
   }
 };
 
@@ -125,67 +140,112 @@ void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const Tile
     const T inverse = x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i];
     T* row = x.o + i * x.columns;
     for (int64_t e = 0; e < x.columns; ++e) row[e] *= inverse;
-    write_logsumexp(p, t.head, t.query + i, x.row_max[i], x.row_sum[i]);
   }
+  write_logsumexp(p, t.head, t.query, t.queries, x.row_max, x.row_sum);
   write_rows<T>(x.o, x.columns, t.queries, p.value_head_size, T(1), p.output,
                 head_offset(p, p.output, t.head), t.query);
 }
 
 template <class E>
-void forward_task(const ForwardProblem& p, const Cut& cut, TileRange t, void* memory) {
+class ForwardTask {
+ public:
+  ForwardTask(const ForwardProblem& p, const Cut& cut, void* memory)
+      : p_(p), cut_(cut), rule_(p), x_(p, cut, memory) {}
+
+  // All tiles of `block`: its queries are those of several.
+  void run(const TileRange& block) {
+    const int64_t tiles = divide_up(block.queries, cut_.tile_queries);
+    for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), x_.tile(i));
+    const KeyRange range = visible_keys(p_, block.query, block.queries);
+    for (int64_t key = range.begin / cut_.tile_keys * cut_.tile_keys; key < range.end;
+         key += cut_.tile_keys) {
+      const int64_t keys = smaller(cut_.tile_keys, range.end - key);
+      is_loaded_ = false;
+      for (int64_t i = 0; i < tiles; ++i) {
+        TileRange t = tile(block, i);
+        const KeyRange seen = visible_keys(p_, t.query, t.queries);
+        if (seen.end <= key || key + keys <= seen.begin) continue;
+        // Whole elements: the other half of a pair may be a key that other tiles see.
+        t.key = key;
+        t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
+        add_keys(t, x_.tile(i), keys);
+      }
+    }
+    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, x_.tile(i), tile(block, i));
+  }
+
+ private:
   using T = SumOf<E>;
   using V = Vec<T>;
-  const ForwardScratch<E> x(p, cut, memory);
-  const ScoreRule<T> rule(p);
-  const int64_t k_offset = head_offset(p, p.key, t.head, p.group);
-  const int64_t v_offset = head_offset(p, p.value, t.head, p.group);
 
-  pack_transposed<E>(p.query, head_offset(p, p.query, t.head), t.query, t.queries, p.head_size, x.q,
-                     x.width);
-  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A sink
-  // of +inf or NaN makes its rows NaN.
-  const T sink = p.sink ? head_value<T>(p, p.sink, t.head) : -kInfinity<T>;
-  for (int64_t i = 0; i < x.width; i += V::kSize) {
-    V::fill(sink).store(x.row_max + i);
-    V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
+  TileRange tile(const TileRange& block, int64_t index) const {
+    TileRange t = block;
+    t.query += index * cut_.tile_queries;
+    t.queries = smaller(cut_.tile_queries, block.query + block.queries - t.query);
+    return t;
   }
-  for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
 
-  const KeyRange range = visible_keys(p, t.query, t.queries);
-  for (t.key = range.begin / cut.tile_keys * cut.tile_keys; t.key < range.end;
-       t.key += cut.tile_keys) {
-    t.keys = smaller(cut.tile_keys, range.end - t.key);
-    const Visibility seen = additive_tile<T>(p, t, x.additive, x.spare);
-    if (seen == Visibility::kNone) continue;
+  void start(const TileRange& t, const ForwardScratch<E>& x) const {
+    pack_transposed<E>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
+                       p_.head_size, x.q, x.width);
+    // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A
+    // sink of +inf or NaN makes its rows NaN.
+    const T sink = p_.sink ? head_value<T>(p_, p_.sink, t.head) : -kInfinity<T>;
+    for (int64_t i = 0; i < x.width; i += V::kSize) {
+      V::fill(sink).store(x.row_max + i);
+      V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
+    }
+    for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
+  }
+
+  // k and v of a tile of keys, for the first tile of queries that sees some of it.
+  void load_keys(const TileRange& t, int64_t keys) {
+    if (is_loaded_) return;
+    is_loaded_ = true;
+    k_ = pack_left<E>(p_.key, head_offset(p_, p_.key, t.head, p_.group), t.key, keys, p_.head_size,
+                      x_.k);
+    v_ = pack_right<E>(p_.value, head_offset(p_, p_.value, t.head, p_.group), t.key, keys,
+                       p_.value_head_size, x_.v);
+  }
+
+  // `keys`: how many of the tile some tile of queries sees.
+  void add_keys(const TileRange& t, const ForwardScratch<E>& x, int64_t keys) {
+    const Visibility seen = additive_tile<T>(p_, t, x.additive, x.spare);
+    if (seen == Visibility::kNone) return;
+    load_keys(t, keys);
     // s^T = k q^T
-    const auto k = pack_left<E>(p.key, k_offset, t.key, t.keys, p.head_size, x.k);
-    tile_product<E, false>(t.keys, x.width, elements<E>(p.head_size), k, {x.q, x.width},
-                           {x.scores, x.width});
-    with_score_kind(seen, rule.is_capped, [&](auto additive, auto capped) {
+    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width});
+    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
-        softmax_column<additive.value, capped.value>(x, i, t.keys, rule);
+        softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);
     });
     rescale_output(x, t.queries);
-    if (p.dropout_p > 0) {
-      dropout_tile(p, t, x.z);
+    if (p_.dropout_p > 0) {
+      dropout_tile(p_, t, x.z);
       multiply_tile(t.keys * x.width, x.z, x.scores);
     }
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
-    const auto v = pack_right<E>(p.value, v_offset, t.key, t.keys, p.value_head_size, x.v);
-    weighted_sum<E>(t.queries, x.columns, t.keys, weights, seen, {x.additive, 1, x.width}, v,
+    weighted_sum<E>(t.queries, x.columns, t.keys, weights, seen, {x.additive, 1, x.width}, v_,
                     {x.o, x.columns}, x.spare_v);
   }
-  finish_rows(p, x, t);
-}
+
+  const ForwardProblem& p_;
+  const Cut& cut_;
+  ScoreRule<T> rule_;
+  ForwardScratch<E> x_;
+  bool is_loaded_ = false;
+  Broadcast<E> k_{};
+  Rows<const E> v_{};
+};
 
 template <class E>
 void run_forward(const ForwardProblem& p) {
   const Cut cut = cut_of<SumOf<E>>(p);
   const ForwardScratch<E> size(p, cut, nullptr);
-  for_each_query_tile(p, cut, size.bytes, [&](const TileRange& t, void* scratch) {
-    forward_task<E>(p, cut, t, scratch);
-  });
+  for_each_query_block(
+      p, cut, cut.task_tiles, size.bytes,
+      [&](const TileRange& block, void* scratch) { ForwardTask<E>(p, cut, scratch).run(block); });
 }
 
 }  // namespace

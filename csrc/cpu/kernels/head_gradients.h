@@ -96,7 +96,7 @@ void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
   const int64_t size = elements<E>(p.value_head_size) * width;
   const int64_t bytes =
       3 * width * static_cast<int64_t>(sizeof(T)) + 2 * size * static_cast<int64_t>(sizeof(E));
-  for_each_query_tile(p, cut, bytes, [&](const TileRange& t, void* scratch) {
+  for_each_query_block(p, cut, 1, bytes, [&](const TileRange& t, void* scratch) {
     T* const lse = static_cast<T*>(scratch);
     T* const residual = lse + width;
     T* const delta = residual + width;

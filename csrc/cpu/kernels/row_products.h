@@ -218,15 +218,19 @@ void row_products(int64_t rows, Rows<const T> a, const StoredRows& b, Rows<T> ou
   });
 }
 
-// C (rows x b.cols) += W (rows x b.rows) B
+// C (rows x cols) += W (rows x keys) B
+template <class T, class S>
+void weighted_rows(int64_t rows, int64_t cols, int64_t keys, Rows<const T> w, Rows<const S> b,
+                   Rows<T> c) {
+  for_row_blocks(rows, [&](auto at_a_time, int64_t i) {
+    weigh_rows<T, decltype(at_a_time)::value>(cols, {w.data + i * w.stride, w.stride}, b, keys,
+                                              {c.data + i * c.stride, c.stride});
+  });
+}
 template <class T>
 void weighted_rows(int64_t rows, Rows<const T> w, const StoredRows& b, Rows<T> c, T* buffer) {
-  with_stored_rows(b, buffer, [&](auto stored) {
-    for_row_blocks(rows, [&](auto at_a_time, int64_t i) {
-      weigh_rows<T, decltype(at_a_time)::value>(b.cols, {w.data + i * w.stride, w.stride}, stored,
-                                                b.rows, {c.data + i * c.stride, c.stride});
-    });
-  });
+  with_stored_rows(b, buffer,
+                   [&](auto stored) { weighted_rows<T>(rows, b.cols, b.rows, w, stored, c); });
 }
 
 }  // namespace

@@ -198,26 +198,26 @@ bool all_finite(const T* row, int64_t count) {
   return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
 }
 
-// C += A B, where A is a tile of weights (or its gradient) and `additive` the tile at the same
-// entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach C. Rows of B that
-// hold inf or NaN are therefore left out of the product and added for the visible entries alone.
-// `spare` holds depth x columns.
-template <class E>
-void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
-                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c,
-                         E* spare) {
+// C += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the tile at
+// the same entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach C. Rows
+// of B that hold inf or NaN are therefore left out of the product and added for the visible entries
+// alone. `spare` holds depth x columns.
+template <class E, class Product>
+void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                        Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
+                        const Product& product) {
   using T = SumOf<E>;
   const int64_t depth = elements<E>(terms);
   bool finite = true;
   for (int64_t k = 0; k < depth && finite; ++k) finite = all_finite(b.data + k * b.stride, columns);
-  if (finite) return tile_product<E, true>(rows, columns, depth, a, b, c);
+  if (finite) return product(b);
 
   for (int64_t k = 0; k < depth; ++k) {
     const E* row = b.data + k * b.stride;
     const bool keep = all_finite(row, columns);
     for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = keep ? row[j] : E{0};
   }
-  tile_product<E, true>(rows, columns, depth, a, {spare, columns}, c);
+  product(Rows<const E>{spare, columns});
   for (int64_t term = 0; term < terms; ++term) {
     const int64_t k = term / kTerms<E>, part = term % kTerms<E>;
     const E* row = b.data + k * b.stride;
@@ -229,6 +229,15 @@ void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast
         c.data[i * c.stride + j] += weight * term_of(row[j], part);
     }
   }
+}
+
+template <class E>
+void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c,
+                         E* spare) {
+  product_of_visible<E>(rows, columns, terms, a, additive, b, c, spare, [&](Rows<const E> finite) {
+    tile_product<E, true>(rows, columns, elements<E>(terms), a, finite, c);
+  });
 }
 
 // C += A B; the tile's visibility says whether hidden entries need care.

@@ -279,7 +279,7 @@ template <class T, class P>
 void tangent_sweep(const P& p, RowStatistics<T> rows) {
   const Cut cut = cut_of<T>(p);
   const TangentScratch<T, P> size(p, cut, nullptr);
-  for_each_query_tile(p, cut, size.bytes, [&](const TileRange& t, void* scratch) {
+  for_each_query_block(p, cut, 1, size.bytes, [&](const TileRange& t, void* scratch) {
     TangentTask<T, P>(p, cut, rows, scratch).run(t);
   });
 }

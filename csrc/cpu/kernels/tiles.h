@@ -43,16 +43,17 @@ TORCH_EXT_INLINE Cut cut_of(const Problem& p) {
       {p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize});
 }
 
-// Calls run(tile, scratch) for the tiles of queries of all heads, in parallel. Their keys are left
-// to `run`. Under a causal limit the last tiles of a head take longest, so they go first.
+// Calls run(block, scratch) for blocks of `tiles` tiles of queries of all heads, in parallel. Their
+// keys are left to `run`. Under a causal limit the last blocks of a head take longest, so they go
+// first.
 template <class Run>
-TORCH_EXT_INLINE void for_each_query_tile(const Problem& p, const Cut& cut, int64_t scratch_bytes,
-                                          const Run& run) {
-  const int64_t tiles = divide_up(p.query_length, cut.tile_queries);
-  parallel_tasks(p.query_heads() * tiles, scratch_bytes, [&](int64_t task, void* scratch) {
-    const int64_t query = (tiles - 1 - task % tiles) * cut.tile_queries;
-    const int64_t queries = smaller(cut.tile_queries, p.query_length - query);
-    run(TileRange{task / tiles, query, queries, cut.tile_width, 0, 0}, scratch);
+TORCH_EXT_INLINE void for_each_query_block(const Problem& p, const Cut& cut, int64_t tiles,
+                                           int64_t scratch_bytes, const Run& run) {
+  const int64_t size = tiles * cut.tile_queries, blocks = divide_up(p.query_length, size);
+  parallel_tasks(p.query_heads() * blocks, scratch_bytes, [&](int64_t task, void* scratch) {
+    const int64_t query = (blocks - 1 - task % blocks) * size;
+    const int64_t queries = smaller(size, p.query_length - query);
+    run(TileRange{task / blocks, query, queries, cut.tile_width, 0, 0}, scratch);
   });
 }
 
