@@ -77,6 +77,7 @@ _FEW_KEYS = (
     Case("N 4096, M 64", heads=2, queries=4096, keys=64),
     Case("one head, N 4096, M 256", heads=1, queries=4096, keys=256),
 )
+_MANY_HEADS = Case("160 heads, N 512, M 400", batch=20, queries=512, keys=400)  # 40 MiB of dq
 _BIAS = tuple(
     Case(f"bias, N {n}", heads=4, queries=n, mask="learned bias") for n in (128, 512, 1024)
 )
@@ -87,7 +88,7 @@ TRIALS = (
     Trial("chunk_keys", (192, 288, 384, 576, 768), _all(("backward",), *_GRADIENTS)),
     Trial("chunk_queries", (192, 256, 384, 768), _all(("backward",), *_FEW_KEYS)),
     Trial("most_chunks", (4, 8, 16), _all(("backward",), Case("one head", heads=1, queries=4096))),
-    Trial("partial_mib", (2, 8, 32), _all(("backward",), Case("N 512", batch=8, queries=512))),
+    Trial("partial_mib", (8, 32, 128), _all(("backward",), _MANY_HEADS)),
     Trial("private_slice", (4096, 65536, 1048576), _all(("backward",), *_BIAS)),
     Trial("few_queries", (0, 2, 4, 8, 12, 16), _all(_BOTH, *_FEW)),
     Trial("task_rows", (4, 8, 16, 32, 64), _all(("forward",), *_GROUPS)),

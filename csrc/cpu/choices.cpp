@@ -55,6 +55,7 @@ int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * 
 // Even chunks of whole tiles, about `wanted` long.
 Chunks cut(int64_t length, int64_t wanted, int64_t tile, int64_t most) {
   length = std::max<int64_t>(1, length);
+  if (length <= wanted) return {round_up(length, tile), 1};
   const int64_t pieces = std::min(most, divide_up(length, wanted));
   const int64_t size = round_up(divide_up(length, pieces), tile);
   return {size, divide_up(length, size)};
@@ -91,9 +92,13 @@ const Choices& choices() {
   return numbers;
 }
 
+bool has_few_queries(int64_t queries, const Choices& numbers) {
+  return queries > 0 && queries <= numbers.few_queries;
+}
+
 Cut choose(const Sizes& s, const Choices& c) {
-  Cut result;
-  result.few_queries = s.queries > 0 && s.queries <= c.few_queries;
+  Cut result{};
+  result.few_queries = has_few_queries(s.queries, c);
   result.tile_queries = c.tile_queries;
   result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;
@@ -104,10 +109,10 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.query_chunks = result.key_chunks.count > 1
                             ? Chunks{std::max<int64_t>(1, s.queries), 1}
                             : cut(s.queries, c.chunk_queries, c.tile_queries, c.most_chunks);
+  if (!result.few_queries) return result;
   const int64_t columns = std::max<int64_t>(1, s.head_size + s.value_head_size);
   result.row_keys = c.row_keys;
-  result.row_heads =
-      std::min(s.group, std::max<int64_t>(1, c.task_rows / std::max<int64_t>(1, s.queries)));
+  result.row_heads = std::min(s.group, std::max<int64_t>(1, c.task_rows / s.queries));
   result.row_chunks = cut(s.keys, std::max(c.row_keys, c.row_chunk_numbers / columns), c.row_keys,
                           c.most_row_chunks);
   return result;

@@ -79,10 +79,12 @@ struct Cut {
   int64_t task_tiles;    // tiles of queries in a task of the forward
   Chunks key_chunks;     // of the gradients, of whole tiles
   Chunks query_chunks;   // likewise; one where keys are cut
-  int64_t row_keys;      // of a tile of few queries
-  int64_t row_heads;     // query heads in a task of the forward of few queries
-  Chunks row_chunks;     // keys in a task of few queries, of whole tiles
+  // The rest is 0 without few queries.
+  int64_t row_keys;   // of a tile of few queries
+  int64_t row_heads;  // query heads in a task of the forward of few queries
+  Chunks row_chunks;  // keys in a task of few queries, of whole tiles
 };
+bool has_few_queries(int64_t queries, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
 

@@ -90,7 +90,7 @@ TEST(ChoicesTest, TasksOfFewQueriesReadAboutTheSameNumbers) {
 TEST(ChoicesTest, TasksOfFewQueriesTakeWholeHeads) {
   const struct {
     int64_t n, group, heads;
-  } table[] = {{1, 1, 1}, {1, 8, 8}, {1, 40, 16}, {3, 40, 5}, {8, 40, 2}, {0, 40, 16}};
+  } table[] = {{1, 1, 1}, {1, 8, 8}, {1, 40, 16}, {3, 40, 5}, {8, 40, 2}, {9, 40, 0}};
   for (const auto& [n, group, heads] : table)
     EXPECT_EQ(choose(sizes(n, 100, 64, group)).row_heads, heads) << n << " " << group;
   EXPECT_EQ(choose(sizes(64, 100, 64, 4), parse_choices("few_queries=64")).row_heads, 1);

@@ -14,7 +14,9 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-TORCH_EXT_INLINE bool has_few_queries(const Problem& p) { return cut_of<float>(p).few_queries; }
+TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
+  return cpu::has_few_queries(p.query_length, choices());
+}
 
 // The same scores with queries and keys in each other's place: tiles of it lie (queries, keys).
 TORCH_EXT_INLINE Problem transposed(const Problem& p) {

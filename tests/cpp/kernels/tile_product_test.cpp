@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "elements.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
