@@ -20,6 +20,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "all_options": ALL_OPTIONS,
 }
 
+ops = torch.ops.torch_ext
+
 Given = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -110,6 +112,26 @@ def test_a_head_alone_or_with_others(options: dict[str, Any], device: torch.devi
         moved = {name: x[one] for name, x in moving.items()}
         for name, x in operator_results(part, go[one], gl[one], moved).tensors.items():
             assert_bitwise_equal(name, x, getattr(heads, name)[one])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_of_large_gradients(dtype: torch.dtype, device: torch.device) -> None:
+    """Gradients of 16 MiB and more are written past the caches where few queries give them."""
+    heads, keys, size = 8, 4096, 64
+    query = torch.randn(heads, 1, size, dtype=dtype, device=device)
+    key, value = torch.randn(2, heads, keys, size, dtype=dtype, device=device)
+    grad_output = torch.randn(heads, 1, size, dtype=dtype, device=device)
+
+    def gradients(chosen: slice) -> tuple[torch.Tensor, ...]:
+        leaves = [x[chosen].clone().requires_grad_() for x in (query, key, value)]
+        return torch.autograd.grad(ops.attention(*leaves), leaves, grad_output[chosen])
+
+    together = gradients(slice(None))
+    for head in range(heads):
+        for name, got, expected in zip(
+            "qkv", gradients(slice(head, head + 1)), together, strict=True
+        ):
+            assert_bitwise_equal(name, got[0], expected[head])
 
 
 def test_a_head_without_its_other_dimensions(device: torch.device) -> None:

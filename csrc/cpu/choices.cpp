@@ -33,6 +33,7 @@ constexpr Rule kRules[] = {
     {"row_keys", &Choices::row_keys, 16, 4096, 16},
     {"row_chunk_numbers", &Choices::row_chunk_numbers, 1, 1 << 30, 1},
     {"most_row_chunks", &Choices::most_row_chunks, 1, 1024, 1},
+    {"stream_mib", &Choices::stream_mib, 0, 1 << 20, 1},
 };
 
 [[noreturn]] void fail(const std::string& expected, std::string_view got) {
@@ -119,6 +120,8 @@ Cut choose(const Sizes& s, const Choices& c) {
 }
 
 Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }
+
+bool streams_results(int64_t bytes) { return bytes >> 20 >= choices().stream_mib; }
 
 int64_t heads_at_once(int64_t heads, int64_t bytes) {
   const int64_t most = bytes == 0 ? heads : (choices().partial_mib << 20) / bytes;

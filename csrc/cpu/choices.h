@@ -49,6 +49,9 @@ struct Choices {
   int64_t row_chunk_numbers = 65536;
   // Chunks of a head at most; of very many keys each has more.
   int64_t most_row_chunks = 64;
+  // MiB of the gradients of key and value from which on few queries write them past the caches:
+  // lines that would leave them again need not be read before they are written.
+  int64_t stream_mib = 16;
 };
 
 // The defaults, or what TORCH_EXT_CHOICES ("tile_keys=48,few_queries=4", for benchmarks/tune.py)
@@ -87,6 +90,9 @@ struct Cut {
 bool has_few_queries(int64_t queries, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
+
+// Whether results of `bytes` are written past the caches.
+bool streams_results(int64_t bytes);
 
 // How many of `heads` are computed at the same time when each leaves partial sums of `bytes`.
 int64_t heads_at_once(int64_t heads, int64_t bytes);

@@ -68,7 +68,10 @@ class FewBackwardTask {
         transposed_(transposed),
         rule_(problem),
         x_(problem, cut, memory),
-        head_(key_head * problem.group) {}
+        head_(key_head * problem.group),
+        streams_(streams_results(problem.key_heads() * problem.key_length *
+                                 (problem.head_size + problem.value_head_size) *
+                                 static_cast<int64_t>(sizeof(T)))) {}
 
   // Keys [begin, end). Where not null, `dq` (rows, columns) receives this chunk's share without the
   // factor c, and `slopes` the slope gradients, one for each head.
@@ -82,6 +85,7 @@ class FewBackwardTask {
       t.width = row_width(t.keys);
       add_tile(t);
     }
+    if (streams_) finish_streams();
     if (!problem_.grad_query) return;
     if (dq)
       __builtin_memcpy(dq, x_.dq, static_cast<size_t>(x_.rows * x_.columns) * sizeof(T));
@@ -192,6 +196,8 @@ class FewBackwardTask {
       if (w)
         weighted_sum<T>(keys, columns, x_.rows, {w + j, 1, t.width}, seen,
                         {x_.additive + j, 1, t.width}, {b, columns}, {x_.dk, columns}, x_.spare);
+      if (streams_ && stream_rows<T>(x_.dk, columns, keys, cols, factor, out, offset, t.key + j))
+        continue;
       write_rows<T>(x_.dk, columns, keys, cols, factor, out, offset, t.key + j);
     }
   }
@@ -210,6 +216,7 @@ class FewBackwardTask {
   ScoreRule<T> rule_;
   FewBackwardScratch<T> x_;
   int64_t head_;  // the first query head that reads the keys
+  bool streams_;  // dk and dv go past the caches
   double* slopes_ = nullptr;
 };
 

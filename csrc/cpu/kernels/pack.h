@@ -195,6 +195,22 @@ void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T fac
   });
 }
 
+// The same past the caches; false, and nothing done, where rows are not whole aligned vectors of T.
+template <class T>
+bool stream_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
+                 const Operand& x, int64_t offset, int64_t row) {
+  constexpr int kSize = Vec<T>::kSize;
+  T* out = static_cast<T*>(x.data) + offset + row * x.row_stride;
+  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
+  if (!same_type || x.col_stride != 1 || cols % kSize != 0 || x.row_stride % kSize != 0 ||
+      reinterpret_cast<uintptr_t>(out) % sizeof(Vec<T>) != 0)
+    return false;
+  for (int64_t r = 0; r < rows; ++r, out += x.row_stride)
+    for (int64_t c = 0; c < cols; c += kSize)
+      (Vec<T>::load(tile + r * stride + c) * Vec<T>::fill(factor)).stream(out + c);
+  return true;
+}
+
 // Element `row` of a per-row vector (logsumexp and its kin): T for the 64-bit and 32-bit types,
 // float for 16-bit.
 template <class T>

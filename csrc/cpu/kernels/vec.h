@@ -19,8 +19,12 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
+// `stream` stores past the caches, to an aligned address; finish_streams() orders it before what
+// other threads see next.
 template <class T>
 struct Vec;
+
+TORCH_EXT_INLINE void finish_streams() { _mm_sfence(); }
 
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -37,6 +41,7 @@ struct Vec<float> {
     return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
   }
   TORCH_EXT_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+  TORCH_EXT_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
 };
 
 template <>
@@ -47,6 +52,7 @@ struct Vec<double> {
   static TORCH_EXT_INLINE Vec fill(double x) { return {_mm512_set1_pd(x)}; }
   static TORCH_EXT_INLINE Vec iota() { return {_mm512_setr_pd(0, 1, 2, 3, 4, 5, 6, 7)}; }
   TORCH_EXT_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
+  TORCH_EXT_INLINE void stream(double* p) const { _mm512_stream_pd(p, v); }
 };
 
 TORCH_EXT_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
@@ -110,6 +116,7 @@ struct Vec<float> {
   static TORCH_EXT_INLINE Vec fill(float x) { return {_mm256_set1_ps(x)}; }
   static TORCH_EXT_INLINE Vec iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
   TORCH_EXT_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  TORCH_EXT_INLINE void stream(float* p) const { _mm256_stream_ps(p, v); }
 };
 
 template <>
@@ -120,6 +127,7 @@ struct Vec<double> {
   static TORCH_EXT_INLINE Vec fill(double x) { return {_mm256_set1_pd(x)}; }
   static TORCH_EXT_INLINE Vec iota() { return {_mm256_setr_pd(0, 1, 2, 3)}; }
   TORCH_EXT_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
+  TORCH_EXT_INLINE void stream(double* p) const { _mm256_stream_pd(p, v); }
 };
 
 TORCH_EXT_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {

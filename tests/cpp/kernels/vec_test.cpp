@@ -101,6 +101,15 @@ TYPED_TEST(VecTest, FillIotaAndSum) {
   EXPECT_EQ(sum_lanes(Vec<T>::load(ordered)), T(1));
 }
 
+TYPED_TEST(VecTest, StreamsWhatItHolds) {
+  using T = TypeParam;
+  alignas(64) T values[Vec<T>::kSize], streamed[Vec<T>::kSize];
+  for (int i = 0; i < Vec<T>::kSize; ++i) values[i] = T(i) + T(0.5);
+  Vec<T>::load(values).stream(streamed);
+  finish_streams();
+  for (int i = 0; i < Vec<T>::kSize; ++i) EXPECT_EQ(streamed[i], values[i]);
+}
+
 TYPED_TEST(VecTest, Arithmetic) {
   using T = TypeParam;
   this->expect_lanes([](auto a, auto b, auto) { return a + b; }, [](T a, T b, T) { return a + b; });
