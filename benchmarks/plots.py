@@ -182,7 +182,8 @@ def _tuning_curves(axes: Axes, rows: list[Row]) -> None:
     axes.axhline(1, color="black", linewidth=1)
     axes.axvline(values.index(rows[0]["default"]), color="0.7", linewidth=4, zorder=0)
     axes.set_xticks(range(len(values)), values, fontsize=8)
-    largest = max(max(times) for times in curves.values())
-    axes.set_ylim(top=min(max(largest * 1.01, 1.05), 1.5))  # of what is far off, only that it is
+    # Of what is far off, only that it is.
+    smallest, largest = (f(f(times) for times in curves.values()) for f in (min, max))
+    axes.set_ylim(min(smallest * 0.99, 0.95), min(max(largest * 1.01, 1.05), 1.5))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=5.5, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.08))

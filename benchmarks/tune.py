@@ -168,10 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     share = bystanders.share()
     print(f"\n{cpu_says('model name')}, {level()}, threads {options.threads}\n")
     print(tables.markdown([x.summary(options.margin) for x in tried]))
-    lines = advice(tried, options.margin)
-    print("\n" + ("\n".join(lines) if lines else "every default is kept"))
     if share > LARGEST_SHARE:
-        print(f"other programs took {share:.0%} of the processor: these numbers mean little")
+        print(f"\nother programs took {share:.0%} of the processor: these numbers mean little")
+    else:
+        lines = advice(tried, options.margin)
+        print("\n" + ("\n".join(lines) if lines else "every default is kept"))
     rows = [row for x in tried for row in x.rows()]
     tables.save(options.out / "tuning.csv", rows)
     plots.draw_tuning(rows, options.out / "tuning.png")

@@ -58,6 +58,12 @@ _LONG = (
     Case("N 1024, D 128", heads=4, queries=1024, head_size=128),
     Case("N 512, D 64", "float64", heads=4, queries=512),
 )
+_TASKS = (
+    Case("N 2048, D 64", heads=2, queries=2048),
+    Case("one head, N 4096, D 64", heads=1, queries=4096),
+    Case("N 2048, D 128", "bfloat16", heads=2, queries=2048, head_size=128),
+    Case("N 2048, causal", "float16", heads=2, queries=2048, causal=True),
+)
 _DECODE = (
     Case("M 4096, D 128", queries=1, keys=4096, head_size=128),
     Case("M 4096, D 128", "bfloat16", queries=1, keys=4096, head_size=128),
@@ -85,6 +91,7 @@ _BIAS = tuple(
 TRIALS = (
     Trial("tile_queries", (32, 48, 64, 96, 128), _all(_BOTH, *_LONG)),
     Trial("tile_keys", (48, 72, 96, 144, 192), _all(_BOTH, *_LONG)),
+    Trial("task_tiles", (1, 2, 4, 8), _all(("forward",), *_TASKS)),
     Trial("chunk_keys", (192, 288, 384, 576, 768), _all(("backward",), *_GRADIENTS)),
     Trial("chunk_queries", (192, 256, 384, 768), _all(("backward",), *_FEW_KEYS)),
     Trial("most_chunks", (4, 8, 16), _all(("backward",), Case("one head", heads=1, queries=4096))),

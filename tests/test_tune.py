@@ -58,8 +58,8 @@ def test_bad_number_says_what_was_expected() -> None:
     [
         # The smallest of all, and the largest: memory is sized by them.
         "tile_queries=16,tile_keys=8,chunk_keys=8,chunk_queries=8,most_chunks=64,partial_mib=1,"
-        "private_slice=0,few_queries=0",
-        "tile_queries=1024,tile_keys=1024,most_chunks=1,partial_mib=1024,private_slice=16777216,"
+        "private_slice=0,task_tiles=1,few_queries=0",
+        "tile_queries=1024,tile_keys=1024,most_chunks=1,partial_mib=1024,private_slice=16777216,task_tiles=64,"
         "few_queries=0",
         "few_queries=64,task_rows=1,row_keys=16,row_chunk_numbers=1,most_row_chunks=1024",
         "few_queries=64,task_rows=256,row_keys=4096,tile_queries=16,tile_keys=8",
@@ -68,9 +68,8 @@ def test_bad_number_says_what_was_expected() -> None:
     ],
 )
 def test_any_numbers_give_correct_results(numbers: str) -> None:
-    names = ["grid", "second_order", "options", "edges"]
-    tests = [str(Path(__file__).parent / f"test_{name}.py") for name in names]
-    arguments = ["-m", "pytest", "-q", "--tb=short", "-m", "isa", "-p", "no:cacheprovider", *tests]
+    tests = [str(Path(__file__).parent / "test_grid.py"), "-m", "isa"]
+    arguments = ["-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
     result = run(arguments, **{VARIABLE: numbers}, TORCH_EXT_POISON="1", MALLOC_PERTURB_="170")
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert " passed" in result.stdout

@@ -48,6 +48,13 @@ TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {
   }
 }
 
+TEST(ChoicesTest, LongHeadsAloneShareTilesInATask) {
+  const struct {
+    int64_t n, tiles;
+  } table[] = {{0, 1}, {1, 1}, {1023, 1}, {1024, 2}, {2047, 3}, {2048, 4}, {1 << 30, 4}};
+  for (const auto& [n, tiles] : table) EXPECT_EQ(choose(sizes(n, 100)).task_tiles, tiles) << n;
+}
+
 TEST(ChoicesTest, GradientsAreCutAlongTheKeysOrElseTheQueries) {
   const struct {
     int64_t n, m;
