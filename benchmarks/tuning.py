@@ -138,7 +138,7 @@ class Workers:
     def __init__(self, choice: str, values: tuple[int, ...], threads: int) -> None:
         # Forked from a server that has imported all of this and has not calculated anything.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.tune"])
+        context.set_forkserver_preload(["benchmarks.run", "benchmarks.tuning"])
         self.seconds = 0.0  # of processors, known at the end
         self._connections, self._processes = [], []
         for value in values:

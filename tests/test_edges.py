@@ -37,13 +37,16 @@ def everything(args: Arguments) -> Given:
 
 
 @pytest.mark.isa
+@pytest.mark.parametrize("queries", [5, 40])
 @pytest.mark.parametrize("by", ["scale", "bias"])
-def test_scores_of_ten_thousand(by: str, dtype: torch.dtype, device: torch.device) -> None:
-    args = arguments((40, 101), (16, 16), "grouped", dtype=dtype, device=device)
+def test_scores_of_ten_thousand(
+    by: str, queries: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    args = arguments((queries, 101), (16, 16), "grouped", dtype=dtype, device=device)
     if by == "scale":
         args.scale = 1e3  # times some ten
     else:
-        signs = torch.randint(0, 2, (40, 101), device=device) * 2 - 1
+        signs = torch.randint(0, 2, (queries, 101), device=device) * 2 - 1
         args.bias = (1e4 * signs).to(dtype)
     check(args, *everything(args))
 

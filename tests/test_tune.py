@@ -164,7 +164,7 @@ def test_a_part_is_measured_and_saved(
     [
         (["--seconds=0"], "--seconds: expected a number above 0"),
         (["--margin=1"], "--margin: expected a share below 1, but got 1.0"),
-        (["--only=tiles"], "--only: expected part of one of tile_queries, tile_keys"),
+        (["--only=tilse"], "--only: expected part of one of tile_queries, tile_keys"),
         ([f"--out={__file__}"], "--out: expected a folder"),
     ],
 )

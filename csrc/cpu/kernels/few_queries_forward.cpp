@@ -81,18 +81,25 @@ struct FewForwardScratch {
   }
 };
 
-// s <- softcap(c s) + b along a row, -inf beyond `keys`; returns the largest.
+// Lanes of a row beyond its keys, -inf.
+template <class T>
+TORCH_EXT_INLINE Vec<T> hide_beyond(const RowTile& t, int64_t j, Vec<T> x) {
+  using V = Vec<T>;
+  if (j + V::kSize <= t.keys) return x;
+  return if_less(V::fill(static_cast<T>(j)) + V::iota(), V::fill(static_cast<T>(t.keys)), x,
+                 V::fill(-kInfinity<T>));
+}
+
+// The largest softcap(c s) + b of a row; s becomes it unless that is c s alone.
 template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE T score_row(const ScoreRule<T>& rule, const RowTile& t, const T* additive, T* s) {
   using V = Vec<T>;
   V u, largest = V::fill(-kInfinity<T>);
   for (int64_t j = 0; j < t.width; j += V::kSize) {
     const V b = kAdditive ? V::load(additive + j) : V::fill(0);
-    V score = rule.template score<kAdditive, kCapped>(V::load(s + j), b, &u);
-    if (j + V::kSize > t.keys)
-      score = if_less(V::fill(static_cast<T>(j)) + V::iota(), V::fill(static_cast<T>(t.keys)),
-                      score, V::fill(-kInfinity<T>));
-    score.store(s + j);
+    const V score =
+        hide_beyond<T>(t, j, rule.template score<kAdditive, kCapped>(V::load(s + j), b, &u));
+    if constexpr (kAdditive || kCapped) score.store(s + j);
     largest = max(score, largest);
   }
   T lanes[V::kSize], row_max = -kInfinity<T>;
@@ -101,14 +108,18 @@ TORCH_EXT_INLINE T score_row(const ScoreRule<T>& rule, const RowTile& t, const T
   return row_max;
 }
 
-// p = exp(s - m) along a row; returns the sum.
-template <class T>
-TORCH_EXT_INLINE T exp_row(int64_t width, T max, T* s) {
+// p = exp(score - m) along a row, rounded as in weights.h; returns the sum.
+template <bool kIsScore, class T>
+TORCH_EXT_INLINE T exp_row(const ScoreRule<T>& rule, const RowTile& t, T max, T* s) {
   using V = Vec<T>;
   const V finite_max = V::fill(max == -kInfinity<T> ? 0 : max);
-  V sum = V::fill(0);
-  for (int64_t j = 0; j < width; j += V::kSize) {
-    const V p = exp(V::load(s + j) - finite_max);
+  V u, sum = V::fill(0);
+  for (int64_t j = 0; j < t.width; j += V::kSize) {
+    const V x = V::load(s + j);
+    const V p = exp(hide_beyond<T>(
+        t, j,
+        kIsScore ? x - finite_max
+                 : rule.template score_minus<false, false>(finite_max, x, V::fill(0), &u)));
     p.store(s + j);
     sum = sum + p;
   }
@@ -154,7 +165,7 @@ class FewForwardTask {
       for (int64_t i = 0; i < rows_; ++i) {
         T* s = x_.scores + i * t.width;
         x_.max[i] = score_row<additive.value, capped.value>(rule_, t, x_.additive + i * t.width, s);
-        x_.sum[i] = exp_row(t.width, x_.max[i], s);
+        x_.sum[i] = exp_row < additive.value || capped.value > (rule_, t, x_.max[i], s);
       }
     });
     if (p_.dropout_p > 0) drop_rows(p_, t, x_.scores, x_.z);
