@@ -165,7 +165,7 @@ class FewForwardTask {
       for (int64_t i = 0; i < rows_; ++i) {
         T* s = x_.scores + i * t.width;
         x_.max[i] = score_row<additive.value, capped.value>(rule_, t, x_.additive + i * t.width, s);
-        x_.sum[i] = exp_row < additive.value || capped.value > (rule_, t, x_.max[i], s);
+        x_.sum[i] = exp_row<(additive.value || capped.value)>(rule_, t, x_.max[i], s);
       }
     });
     if (p_.dropout_p > 0) drop_rows(p_, t, x_.scores, x_.z);
