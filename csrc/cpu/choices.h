@@ -35,9 +35,9 @@ struct Choices {
   // is summed where it is stored, and heads that share it take turns.
   int64_t private_slice = 65536;
 
-  // Up to so many queries lanes lie along the columns of keys and values (few_queries.h). The two
-  // break even between 8 and 16, where half of the lanes of a tile of queries are in use, for any
-  // D, M and group.
+  // Up to so many queries for each 16 lanes of a vector, lanes lie along the columns of keys and
+  // values (few_queries.h). The two break even where about half of the lanes of a tile of queries
+  // would be in use, for any D, M and group.
   int64_t few_queries = 8;
   // Rows of a task of few queries, unless a single head has more: they share what is read of key
   // and value, but with more of them there are fewer tasks.
@@ -87,7 +87,7 @@ struct Cut {
   int64_t row_heads;  // query heads in a task of the forward of few queries
   Chunks row_chunks;  // keys in a task of few queries, of whole tiles
 };
-bool has_few_queries(int64_t queries, const Choices& numbers);
+bool has_few_queries(int64_t queries, int64_t lanes, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
 

@@ -26,11 +26,16 @@ std::string error_of(const char* list) {
 
 TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   const struct {
-    int64_t n;
+    int64_t n, lanes;
     bool few;
-  } table[] = {{0, false}, {1, true}, {7, true}, {8, true}, {9, false}, {1 << 30, false}};
-  for (const auto& [n, few] : table)
-    for (const int64_t m : {0, 1, 100000}) EXPECT_EQ(choose(sizes(n, m)).few_queries, few) << n;
+  } table[] = {{0, 16, false}, {1, 16, true}, {7, 16, true},  {8, 16, true}, {9, 16, false},
+               {4, 8, true},   {5, 8, false}, {2, 4, true},   {3, 4, false}, {1 << 30, 16, false}};
+  for (const auto& [n, lanes, few] : table)
+    for (const int64_t m : {0, 1, 100000}) {
+      Sizes s = sizes(n, m);
+      s.lanes = lanes;
+      EXPECT_EQ(choose(s).few_queries, few) << n << " " << lanes;
+    }
   Choices never;
   never.few_queries = 0;
   EXPECT_FALSE(choose(sizes(1, 4096), never).few_queries);

@@ -15,7 +15,9 @@ namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
 TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
-  return cpu::has_few_queries(p.query_length, choices());
+  const bool is_double = p.query.dtype == DType::Float64;
+  return cpu::has_few_queries(p.query_length, is_double ? Vec<double>::kSize : Vec<float>::kSize,
+                              choices());
 }
 
 // The same scores with queries and keys in each other's place: tiles of it lie (queries, keys).
