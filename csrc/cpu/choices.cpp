@@ -93,13 +93,14 @@ const Choices& choices() {
   return numbers;
 }
 
-bool has_few_queries(int64_t queries, int64_t lanes, const Choices& numbers) {
-  return queries > 0 && queries <= numbers.few_queries * lanes / 16;
+bool has_few_queries(const Sizes& s, const Choices& numbers) {
+  const bool fills_lanes = s.head_size >= s.lanes / 4;
+  return fills_lanes && s.queries > 0 && s.queries <= numbers.few_queries * s.lanes / 16;
 }
 
 Cut choose(const Sizes& s, const Choices& c) {
   Cut result{};
-  result.few_queries = has_few_queries(s.queries, s.lanes, c);
+  result.few_queries = has_few_queries(s, c);
   result.tile_queries = c.tile_queries;
   result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;

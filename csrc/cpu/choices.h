@@ -87,7 +87,9 @@ struct Cut {
   int64_t row_heads;  // query heads in a task of the forward of few queries
   Chunks row_chunks;  // keys in a task of few queries, of whole tiles
 };
-bool has_few_queries(int64_t queries, int64_t lanes, const Choices& numbers);
+// With a head narrower than a quarter of a vector lanes would be empty either way, and tiles add up
+// the products of a score with fewer roundings.
+bool has_few_queries(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
 

@@ -28,14 +28,19 @@ TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   const struct {
     int64_t n, lanes;
     bool few;
-  } table[] = {{0, 16, false}, {1, 16, true}, {7, 16, true},  {8, 16, true}, {9, 16, false},
-               {4, 8, true},   {5, 8, false}, {2, 4, true},   {3, 4, false}, {1 << 30, 16, false}};
+  } table[] = {{0, 16, false}, {1, 16, true}, {7, 16, true}, {8, 16, true}, {9, 16, false},
+               {4, 8, true},   {5, 8, false}, {2, 4, true},  {3, 4, false}, {1 << 30, 16, false}};
   for (const auto& [n, lanes, few] : table)
     for (const int64_t m : {0, 1, 100000}) {
       Sizes s = sizes(n, m);
       s.lanes = lanes;
       EXPECT_EQ(choose(s).few_queries, few) << n << " " << lanes;
     }
+  Sizes narrow = sizes(1, 4096);
+  narrow.head_size = narrow.lanes / 4;
+  EXPECT_TRUE(choose(narrow).few_queries);
+  --narrow.head_size;
+  EXPECT_FALSE(choose(narrow).few_queries);
   Choices never;
   never.few_queries = 0;
   EXPECT_FALSE(choose(sizes(1, 4096), never).few_queries);

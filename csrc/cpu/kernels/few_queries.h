@@ -16,8 +16,7 @@ namespace {
 
 TORCH_EXT_INLINE bool has_few_queries(const Problem& p) {
   const bool is_double = p.query.dtype == DType::Float64;
-  return cpu::has_few_queries(p.query_length, is_double ? Vec<double>::kSize : Vec<float>::kSize,
-                              choices());
+  return cpu::has_few_queries(is_double ? sizes_of<double>(p) : sizes_of<float>(p), choices());
 }
 
 // The same scores with queries and keys in each other's place: tiles of it lie (queries, keys).

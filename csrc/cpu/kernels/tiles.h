@@ -36,11 +36,15 @@ class Scratch {
   int64_t used_ = 0;
 };
 
+template <class T>
+TORCH_EXT_INLINE Sizes sizes_of(const Problem& p) {
+  return {p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize};
+}
+
 // How the problem is cut whose sums are of type T.
 template <class T>
 TORCH_EXT_INLINE Cut cut_of(const Problem& p) {
-  return choose(
-      {p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize});
+  return choose(sizes_of<T>(p));
 }
 
 // Calls run(block, scratch) for blocks of `tiles` tiles of queries of all heads, in parallel. Their
