@@ -134,6 +134,27 @@ def test_a_head_of_large_gradients(dtype: torch.dtype, device: torch.device) -> 
             assert_bitwise_equal(name, got[0], expected[head])
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("window", [None, 301])
+def test_queries_alone_or_with_others(
+    dtype: torch.dtype, window: int | None, device: torch.device
+) -> None:
+    """Many queries go through the keys several tiles at a time; a key that is hidden from some
+    holds NaN, and is the odd half of a pair."""
+    length, size, first = 1217, 16, 449
+    query, key, value = torch.randn(3, 1, length, size, device=device).to(dtype)
+    key[:, first:] = float("nan")
+    value[:, first:] = float("nan")
+    options = {"is_causal": True, "window_left": window}
+    together = ops.attention_forward(query, key, value, **options)
+    alone = ops.attention_forward(query[:, :first], key, value, **options)
+    names = ("output", "logsumexp", "residual")
+    for name, many, few in zip(names, together, alone, strict=True):
+        assert torch.isfinite(few).all()
+        assert_bitwise_equal(name, many[:, :first], few)
+
+
 def test_a_head_without_its_other_dimensions(device: torch.device) -> None:
     args = arguments(LENGTHS, (24, 24), "batched", masking="causal", device=device)
     go, gl, moving = everything(args)
