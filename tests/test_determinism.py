@@ -13,6 +13,8 @@ from compare import assert_bitwise_equal
 
 # Enough rows and keys for several tiles each, and sizes that divide nothing.
 LENGTHS = (211, 333)
+# Few queries, and keys for several tasks of theirs.
+FEW = (2, 2100)
 
 CHOICES: dict[str, dict[str, Any]] = {
     "plain": {"leading": "one_head"},
@@ -38,10 +40,11 @@ def assert_same(got: Results, expected: Results) -> None:
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("options", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("lengths", [LENGTHS, FEW], ids=["many_queries", "few_queries"])
 def test_any_number_of_threads(
-    options: dict[str, Any], dtype: torch.dtype, device: torch.device
+    lengths: tuple[int, int], options: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> None:
-    args = arguments(LENGTHS, (40, 40), dtype=dtype, **options, device=device)
+    args = arguments(lengths, (40, 40), dtype=dtype, **options, device=device)
     given = everything(args)
     torch.set_num_threads(1)
     expected = operator_results(args, *given)

@@ -84,16 +84,15 @@ TEST(FewQueriesTest, ChunksOfKeys) {
 }
 
 TEST(FewQueriesTest, OptionsAcrossChunks) {
+  int count = 0;
   for (const DType dtype : kDTypes)
-    for (const char* bias : {"", "HNM", "M", "N"})
-      for (const Layout layout :
-           {Layout::kContiguous, Layout::kHeadsInside, Layout::kTransposed, Layout::kGaps}) {
-        Options o = everything(dtype);
-        o.bias = bias;
-        o.layout = layout;
-        o.wide = layout == Layout::kGaps;
-        expect_agreement_of({2, 4, 2, 3, 300, 330, 280}, o);
-      }
+    for (const char* bias : {"", "HNM", "M", "N"}) {
+      Options o = everything(dtype);
+      o.bias = bias;
+      o.layout = static_cast<Layout>((count / 4 + count) % 4);  // every dtype in every layout
+      o.wide = count++ % 3 == 0;
+      expect_agreement_of({2, 4, 2, 2, 300, 330, 280}, o);
+    }
 }
 
 TEST(FewQueriesTest, RowsAndChunksThatSeeNothing) {
