@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from benchmarks import suite, tables
 from benchmarks.machine import LARGEST_SHARE, Bystanders, level
-from benchmarks.run import choose, positive
+from benchmarks.options import new_parser, positive
+from benchmarks.run import choose
 from benchmarks.suite import Row, Settings, Step
 
 STORED = Path(__file__).with_name("ratios.csv")
@@ -90,21 +91,12 @@ def store(rows: list[Row], everything: list[Row], path: Path) -> None:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, each checked."""
-    parser = argparse.ArgumentParser(
-        prog="make bench-check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = new_parser(
+        "make bench-check", __doc__, "cases whose name, dtype or work contains this"
     )
     add = parser.add_argument
     add("--update", action="store_true", help="store the ratios measured now")
-    add("--only", default="", metavar="TEXT", help="cases whose name, dtype or work contains this")
     add("--seconds", type=positive(float), default=0.4, help="time for each (default: %(default)s)")
-    add(
-        "--threads",
-        type=positive(int),
-        default=torch.get_num_threads(),
-        help="processor cores to use (default: %(default)s)",
-    )
     add(
         "--tolerance",
         type=positive(float),

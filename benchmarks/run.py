@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks import lengths, peers, plots, random_cases, suite, tables
 from benchmarks.machine import LARGEST_SHARE, Bystanders, description
+from benchmarks.options import new_parser, positive
 from benchmarks.suite import Row, Settings, Step
 
 HEADINGS = {
@@ -38,43 +38,15 @@ FULL_SECONDS, QUICK_SECONDS = 2.0, 0.15
 RESULTS = Path("runs/benchmark")
 
 
-def positive(kind: type) -> Callable[[str], float]:
-    """A type for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value: float = kind(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < 1e6:
-            raise argparse.ArgumentTypeError(
-                f"expected a number above 0 and below 10^6, but got '{text}'"
-            )
-        return value
-
-    return parse
-
-
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, each checked."""
-    parser = argparse.ArgumentParser(
-        prog="make bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("make bench", __doc__, "steps whose 'part: name' contains this")
     add = parser.add_argument
     add("--quick", action="store_true", help="a minute: shorter times, fewer random cases, no flex")
-    add("--only", default="", metavar="TEXT", help="steps whose 'part: name' contains this")
     add(
         "--seconds",
         type=positive(float),
         help=f"time for each measurement (default: {FULL_SECONDS}, quick {QUICK_SECONDS})",
-    )
-    add(
-        "--threads",
-        type=positive(int),
-        default=torch.get_num_threads(),
-        help="processor cores to use (default: %(default)s)",
     )
     add(
         "--out",

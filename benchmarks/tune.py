@@ -18,12 +18,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from benchmarks import plots, tables
 from benchmarks.machine import LARGEST_SHARE, Bystanders, cpu_says, level
-from benchmarks.run import positive
+from benchmarks.options import new_parser, positive
 from benchmarks.tables import Row
 from benchmarks.tuning import HEADER, TRIALS, Trial, Workers, defaults
 
@@ -120,24 +119,13 @@ def advice(tried: list[Tried], margin: float) -> list[str]:
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, each checked."""
-    parser = argparse.ArgumentParser(
-        prog="make tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("make tune", __doc__, "choices whose name contains this")
     add = parser.add_argument
     add("--quick", action="store_true", help="about a minute: shorter times")
-    add("--only", default="", metavar="TEXT", help="choices whose name contains this")
     add(
         "--seconds",
         type=positive(float),
         help=f"time for each value and case (default: {FULL_SECONDS}, quick {QUICK_SECONDS})",
-    )
-    add(
-        "--threads",
-        type=positive(int),
-        default=torch.get_num_threads(),
-        help="processor cores to use (default: %(default)s)",
     )
     add(
         "--margin",

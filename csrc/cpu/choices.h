@@ -3,7 +3,7 @@
 //
 // They do not depend on the caches found at run time: pieces decide the order of sums, and bits
 // would differ between machines of the same ISA level. They fit the smallest caches in use, 32 KiB
-// of level 1 and 256 KiB of level 2; `make tune` tries others, and draws how little they matter.
+// of level 1 and 256 KiB of level 2; `make tune` tries others, and draws what they change.
 //
 // Everything is declared here and defined in choices.cpp, compiled for any processor.
 #pragma once
