@@ -3,7 +3,7 @@
 # Torch's own description of CUDA (find_package(Torch), CUDAExtension) is not used: the kernels know
 # nothing of torch, and are built against a torch without CUDA too.
 #
-# Sets TORCH_EXT_HAVE_CUDA, TORCH_EXT_CUDA_VERSION ("13.0") and TORCH_EXT_CUDA_CODE ("sm_80, sm_90a").
+# Sets TORCH_EXT_HAVE_CUDA, TORCH_EXT_CUDA_VERSION ("13.0") and TORCH_EXT_CUDA_CODE ("sm_80 sm_90a").
 
 set(TORCH_EXT_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc is found), ON or OFF")
 set_property(CACHE TORCH_EXT_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -68,7 +68,7 @@ if(TORCH_EXT_HAVE_CUDA)
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
   string(REGEX MATCH "^[0-9]+\\.[0-9]+" TORCH_EXT_CUDA_VERSION ${CMAKE_CUDA_COMPILER_VERSION})
   list(TRANSFORM TORCH_EXT_CUDA_ARCHITECTURES PREPEND sm_ OUTPUT_VARIABLE TORCH_EXT_CUDA_CODE)
-  list(JOIN TORCH_EXT_CUDA_CODE ", " TORCH_EXT_CUDA_CODE)
+  list(JOIN TORCH_EXT_CUDA_CODE " " TORCH_EXT_CUDA_CODE)
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION}: ${TORCH_EXT_CUDA_CODE}")
   # What ptxas says of registers and spills lies beside each object file, for tools/check_spills.py.
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${PROJECT_SOURCE_DIR}/cmake/keep_ptxas_report.sh)
