@@ -1,8 +1,7 @@
-// The four operators on CUDA devices: what the binding calls.
+// The CUDA kernels as the operators call them: no tensors, and no CUDA headers either.
 //
-// Every function launches on the stream of `launch` and returns at once. `workspace` is device
-// memory of as many bytes as the function of that name says, of which nothing is expected.
-// They throw std::runtime_error where a launch fails.
+// Data pointers of the problems are device memory. Every call only enqueues work on the stream;
+// where it cannot, it throws std::runtime_error.
 #pragma once
 
 #include "attention/problem.h"
@@ -12,17 +11,18 @@ namespace torch_ext::cuda {
 
 struct Launch {
   Stream stream;
-  void* workspace = nullptr;
+  void* workspace;  // as many bytes as the operator's workspace function says, 256-byte aligned
 };
 
-int64_t forward_workspace(const ForwardProblem& p);
-int64_t backward_workspace(const BackwardProblem& p);
-int64_t tangent_workspace(const TangentProblem& p);
-int64_t second_order_workspace(const SecondOrderProblem& p);
+// Bytes of device memory, uninitialised, that live as long as the call's work; 0: none.
+int64_t forward_workspace(const ForwardProblem& problem);
+int64_t backward_workspace(const BackwardProblem& problem);
+int64_t tangent_workspace(const TangentProblem& problem);
+int64_t second_order_workspace(const SecondOrderProblem& problem);
 
-void forward(const ForwardProblem& p, const Launch& launch);
-void backward(const BackwardProblem& p, const Launch& launch);
-void tangent(const TangentProblem& p, const Launch& launch);
-void second_order(const SecondOrderProblem& p, const Launch& launch);
+void forward(const ForwardProblem& problem, const Launch& launch);
+void backward(const BackwardProblem& problem, const Launch& launch);
+void tangent(const TangentProblem& problem, const Launch& launch);
+void second_order(const SecondOrderProblem& problem, const Launch& launch);
 
 }  // namespace torch_ext::cuda

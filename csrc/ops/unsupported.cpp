@@ -1,5 +1,10 @@
-// What this build refuses: devices without kernels.
+// What this build refuses: devices without kernels. And which CUDA devices it was built for.
 #include <torch/library.h>
+
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "ops/checks.h"
 
@@ -25,8 +30,18 @@ void register_kernel(torch::Library& m, TypedOperator<Operator, Arguments, Resul
   m.impl(Operator::kName, Operator::template kernel<refuse_device<Operator, Arguments, Result>>);
 }
 
+std::vector<std::string> cuda_architectures() {
+  std::istringstream names(TORCH_EXT_CUDA_ARCHITECTURES);  // "sm_80 sm_90a"
+  return {std::istream_iterator<std::string>(names), {}};
+}
+
 }  // namespace
 }  // namespace torch_ext::ops
+
+// A question about the library, not an operation on tensors.
+TORCH_LIBRARY_FRAGMENT(torch_ext, m) {
+  m.def("cuda_architectures() -> str[]", torch_ext::ops::cuda_architectures);
+}
 
 // Reached from every device that has no kernel of its own.
 TORCH_LIBRARY_IMPL(torch_ext, CompositeExplicitAutograd, m) {
