@@ -1,9 +1,9 @@
 // Which kernel the forward of one dtype takes, and its launch.
 #pragma once
 
+#include "cuda/dtypes.h"
 #include "cuda/forward/kernel.h"
 #include "cuda/forward/merge.h"
-#include "cuda/operators.h"
 #include "cuda/primitives/launch.h"
 
 namespace torch_ext::cuda {
@@ -34,7 +34,7 @@ ForwardParameters forward_parameters(const ForwardProblem& p) {
 }
 
 template <class E>
-int64_t forward_workspace_of(const ForwardProblem& p) {
+int64_t forward_workspace(const ForwardProblem& p) {
   const ForwardParameters x = forward_parameters<E>(p);
   if (x.splits == 1) return 0;
   return static_cast<int64_t>(sizeof(AccumulateOf<E>)) * p.query_heads() * x.splits *
@@ -57,14 +57,13 @@ void launch_forward_kernel(ForwardParameters x, const Launch& on) {
 template <class E, int kSlice>
 void launch_forward_slices(const ForwardParameters& x, const Launch& on) {
   if constexpr (kByMatrixUnit<E>) {
-    if (x.problem.query_length > kSplitQueries)
-      return launch_forward_kernel<E, 8, kSlice>(x, on);
+    if (x.problem.query_length > kSplitQueries) return launch_forward_kernel<E, 8, kSlice>(x, on);
   }
   launch_forward_kernel<E, 4, kSlice>(x, on);
 }
 
 template <class E>
-void launch_forward(const ForwardProblem& p, const Launch& on) {
+void forward(const ForwardProblem& p, const Launch& on) {
   ForwardParameters x = forward_parameters<E>(p);
   x.workspace = on.workspace;
   if (sizeof(E) <= 4 && p.value_head_size > 64)

@@ -63,21 +63,6 @@ TORCH_EXT_INLINE int chunks_of(int64_t columns) {
   return static_cast<int>((columns + kChunkColumns<E> - 1) / kChunkColumns<E>);
 }
 
-// Calls use(E{}) for the type that `dtype` names.
-template <class Use>
-void with_element(DType dtype, const Use& use) {
-  switch (dtype) {
-    case DType::Float64:
-      return use(double{});
-    case DType::Float32:
-      return use(float{});
-    case DType::BFloat16:
-      return use(BFloat16{});
-    default:
-      return use(Float16{});
-  }
-}
-
 // Element `offset` of an operand of any dtype. The branch is the same in all threads.
 template <class T>
 TORCH_EXT_DEVICE T load(const Operand& x, int64_t offset) {

@@ -1,8 +1,9 @@
 // A warp's part of a tile of scores or of an output, spread over the registers of its lanes.
 //
-// It has 16 rows. As in the accumulators of mma.m16n8, lane l holds, of every 8 columns, rows l / 4 and l / 4 + 8 and columns 2 (l % 4) and the next: four numbers, row by row.
-// So the four lanes of a quad share their rows, and scores become the left factor of the next
-// product without leaving their registers.
+// It has 16 rows. As in the accumulators of mma.m16n8, lane l holds, of every 8 columns, rows l / 4
+// and l / 4 + 8 and columns 2 (l % 4) and the next: four numbers, row by row. So the four lanes of
+// a quad share their rows, and scores become the left factor of the next product without leaving
+// their registers.
 #pragma once
 
 #include <cmath>

@@ -105,8 +105,8 @@ TORCH_EXT_DEVICE void multiply_by_matrix_unit(Fragment<float, kColumns>& out,
     if (16 * n >= columns) break;
     uint32_t right[4];
     load_matrices_transposed(right, unit_of(chunk, 16 * k + lane % 16, 2 * n + lane / 16));
-      multiply_add_16x8x16<E>(out.x[kFirst + 2 * n], w.rounded[k], right[0], right[1]);
-      multiply_add_16x8x16<E>(out.x[kFirst + 2 * n + 1], w.rounded[k], right[2], right[3]);
+    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n], w.rounded[k], right[0], right[1]);
+    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n + 1], w.rounded[k], right[2], right[3]);
   }
 }
 

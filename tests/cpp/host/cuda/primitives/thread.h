@@ -4,7 +4,9 @@
 #include "cuda/primitives/fibers.h"
 
 #define TORCH_EXT_DEVICE inline
+#define TORCH_EXT_DEVICE_FUNCTION inline
 #define TORCH_EXT_UNROLL
+#define TORCH_EXT_KEEP_LOOP
 
 namespace torch_ext::cuda {
 
