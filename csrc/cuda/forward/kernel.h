@@ -110,8 +110,9 @@ class ForwardTask {
 
   // Products become scores, hidden ones -inf.
   TORCH_EXT_DEVICE void score(int64_t key, bool is_exact, Scores& s, VisibleBits& visible) {
-    const ScoreTile<T> tile(p_, task_.head, query_, kRows, key, kOther);
     if (x_.has_options || is_exact) {
+      // Copies, so that only they lie in local memory.
+      const ScoreTile<T> tile(p_, task_.head, query_, kRows, key, kOther);
       Scores copy = s;
       VisibleBits bits;
       score_entries(tile, warp_row(), copy, bits);
@@ -122,6 +123,7 @@ class ForwardTask {
     }
     const T scale = static_cast<T>(p_.scale);
     for_each_entry(s, [&](T& entry) { entry *= scale; });
+    const ScoreTile<T> tile(p_, task_.head, query_, kRows, key, kOther);
     if (tile.is_inside()) return;
     has_hidden_ = true;
     TORCH_EXT_UNROLL

@@ -29,7 +29,7 @@ struct TileWalk {
 
 // What a task reads, in shared memory: the same for all threads, indexed at run time.
 template <class E>
-struct TaskMatrices {
+struct alignas(kChunkBytes) TaskMatrices {
   static constexpr int kMatrices = 4, kPasses = 10;
   Matrix<E> own[kMatrices], other[kMatrices];
   Pass passes[kPasses];
@@ -62,12 +62,13 @@ class Pipeline {
   TORCH_EXT_DEVICE Pipeline(unsigned char* memory, bool keeps_own)
       : task_(reinterpret_cast<TaskMatrices<E>*>(memory)),
         slots_(memory + sizeof(TaskMatrices<E>)),
-        keeps_own_(keeps_own) {
-    static_assert(sizeof(TaskMatrices<E>) % kChunkBytes == 0);
-  }
+        keeps_own_(keeps_own) {}
 
   // One thread fills it in before start().
   TORCH_EXT_DEVICE TaskMatrices<E>& task() { return *task_; }
+
+  // What tasks may use between finish() and start(): at least kSlots * kOtherBytes.
+  TORCH_EXT_DEVICE unsigned char* spare_memory() { return slots_; }
 
   // Begins a task: rows from `own_row` against the tiles of `walk`. Every thread has arrived.
   TORCH_EXT_DEVICE void start(int64_t own_row, const TileWalk& walk) {
