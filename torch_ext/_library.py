@@ -71,8 +71,10 @@ def _built_for() -> str:
     build = _build()
     if not build:
         return ""
-    cuda = f" and CUDA {build['CUDA_VERSION']} ({build['CUDA_ARCHITECTURES']})"
-    return f", built for torch {build['TORCH_VERSION']}{cuda if build['CUDA_VERSION'] else ''},"
+    text = f", built for torch {build['TORCH_VERSION']}"
+    if build.get("CUDA_VERSION"):
+        text += f" and CUDA {build['CUDA_VERSION']} ({build['CUDA_ARCHITECTURES']})"
+    return text + ","
 
 
 def _build() -> dict[str, str]:
