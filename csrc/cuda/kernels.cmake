@@ -14,3 +14,5 @@ add_cuda_instantiations(
   second_order cuda/second_order/launch.h
   "int64_t second_order_workspace<@dtype@>(const SecondOrderProblem&);
 template void second_order<@dtype@>(const SecondOrderProblem&, const Launch&)" ${dtypes})
+add_cuda_instantiations(dropout_mask cuda/dropout_mask/dropout_mask.h
+                        "void dropout_mask<@dtype@>(const DropoutMaskProblem&, const Stream&)" bool)

@@ -25,4 +25,15 @@ void backward(const BackwardProblem& problem, const Launch& launch);
 void tangent(const TangentProblem& problem, const Launch& launch);
 void second_order(const SecondOrderProblem& problem, const Launch& launch);
 
+// Which weights (samples, heads, queries, keys) dropout keeps.
+struct DropoutMaskProblem {
+  const int64_t* seeds;  // (samples)
+  void* kept;            // Kept (samples, heads, queries, keys)
+  int64_t samples, heads, queries, keys;
+  double dropout_p;
+};
+
+template <class Kept>  // bool
+void dropout_mask(const DropoutMaskProblem& problem, const Stream& stream);
+
 }  // namespace torch_ext::cuda

@@ -18,6 +18,11 @@ class Cuda {
 
   void prepare(const Tensor&) const {}
 
+  cuda::Stream stream() const {
+    const c10::impl::VirtualGuardImpl devices(device_.type());
+    return {device_.index(), devices.getStreamNativeHandle(devices.getStream(device_))};
+  }
+
   void run(const ForwardProblem& problem) const {
     enqueue(problem, cuda::forward_workspace, cuda::forward);
   }
@@ -32,11 +37,6 @@ class Cuda {
   }
 
  private:
-  cuda::Stream stream() const {
-    const c10::impl::VirtualGuardImpl devices(device_.type());
-    return {device_.index(), devices.getStreamNativeHandle(devices.getStream(device_))};
-  }
-
   // The workspace may be freed at once: its memory is only reused by later work of this stream.
   template <class SomeProblem>
   void enqueue(const SomeProblem& problem, int64_t (*workspace_bytes)(const SomeProblem&),
@@ -50,10 +50,22 @@ class Cuda {
   c10::DeviceGuard guard_;
 };
 
+Tensor dropout_mask(const DropoutMaskArguments& a) {
+  check(a);
+  const Cuda device(a.seed);
+  const Tensor result = empty_results(a), seeds = a.seed.contiguous();
+  cuda::dropout_mask<bool>(
+      {seeds.const_data_ptr<int64_t>(), result.mutable_data_ptr<bool>(), seeds.numel(),
+       a.heads.expect_int(), a.queries.expect_int(), a.keys.expect_int(), a.dropout_p},
+      device.stream());
+  return result;
+}
+
 }  // namespace
 }  // namespace torch_ext::ops
 
 TORCH_LIBRARY_IMPL(torch_ext, CUDA, m) {
   using namespace torch_ext::ops;
   register_operators<Cuda>(m);
+  m.impl("_dropout_mask", DropoutMask::kernel<dropout_mask>);
 }

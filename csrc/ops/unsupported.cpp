@@ -19,7 +19,8 @@ Result refuse_device(const Arguments& arguments) {
     if (!device) device = tensor.device();
   });
   TORCH_CHECK_NOT_IMPLEMENTED(!device->is_cuda(), Operator::kName,
-                              ": this build of torch_ext has no CUDA kernels, but got tensors on ",
+                              ": this build of torch_ext has no CUDA kernels, since it was made "
+                              "without nvcc, but got tensors on ",
                               *device);
   TORCH_CHECK_NOT_IMPLEMENTED(false, Operator::kName, ": torch_ext has no kernels for device ",
                               *device);
