@@ -1,5 +1,6 @@
 #include "cuda/primitives/fibers.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -88,14 +89,13 @@ class Runner {
     void operator()(void* p) const { std::free(p); }
   };
 
-  void run_block(int64_t block);
+  void run_block();
   void run_threads();  // what a fiber does, block after block
   void wake_all();
   Fiber& next();
   Fiber& fiber(int thread) { return *fibers_[static_cast<size_t>(thread)]; }
   void switch_to(Fiber& to);
   int64_t random(int64_t n);
-  std::vector<int64_t> block_order();
   std::string states();
 
   Grid grid_{};
@@ -125,18 +125,6 @@ int64_t Runner::random(int64_t n) {
   return static_cast<int64_t>((x ^ x >> 31) % static_cast<uint64_t>(n));
 }
 
-std::vector<int64_t> Runner::block_order() {
-  std::vector<int64_t> blocks(static_cast<size_t>(grid_.blocks));
-  std::iota(blocks.begin(), blocks.end(), 0);
-  for (int64_t last = grid_.blocks - 1; last > 0 && order_.kind != Order::Forward; --last) {
-    const int64_t other =
-        order_.kind == Order::Shuffled ? random(last + 1) : grid_.blocks - 1 - last;
-    if (order_.kind == Order::Backward && other >= last) break;
-    std::swap(blocks[static_cast<size_t>(last)], blocks[static_cast<size_t>(other)]);
-  }
-  return blocks;
-}
-
 void Runner::run(const Grid& grid, void (*body)(const void*), const void* parameters) {
   if (self_ != nullptr) throw std::logic_error("a kernel cannot launch kernels");
   if (grid.shared_bytes < 0 || grid.shared_bytes > device().shared_memory_limit) {
@@ -155,17 +143,28 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
     fibers_.back()->thread.index = static_cast<int>(fibers_.size()) - 1;
   }
   void* memory = nullptr;
-  const size_t bytes = static_cast<size_t>(grid.shared_bytes);
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(grid.shared_bytes, 1));
   if (posix_memalign(&memory, 1024, bytes) != 0) throw std::bad_alloc();
   const std::unique_ptr<void, Free> shared(memory);
-  for (int64_t block : block_order()) {
+  // Blocks start + i step modulo their number; a step prime to it leaves none out.
+  const int64_t n = grid.blocks;
+  int64_t start = order_.kind == Order::Backward ? n - 1 : 0;
+  int64_t step = order_.kind == Order::Backward ? n - 1 : 1;
+  if (order_.kind == Order::Shuffled) {
+    start = random(n);
+    do {
+      step = 1 + random(n);
+    } while (std::gcd(step, n) != 1);
+  }
+  int64_t block = start;
+  for (int64_t i = 0; i < n; ++i, block = (block + step) % n) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, block, grid.blocks, static_cast<unsigned char*>(memory), grid.shared_bytes};
-    run_block(block);
+    running = {nullptr, block, n, static_cast<unsigned char*>(memory), grid.shared_bytes};
+    run_block();
   }
 }
 
-void Runner::run_block(int64_t) {
+void Runner::run_block() {
   ended_ = 0;
   wake_all();
   for (int i = 0; i < grid_.threads; ++i) {
@@ -267,7 +266,6 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
   }
   if (ready_lanes_[warp] == 0) ready_warps_ &= ~(1u << warp);
   switch_to(next());
-  self.waits = nullptr;
 }
 
 std::string Runner::here() const {
@@ -279,8 +277,8 @@ std::string Runner::here() const {
 std::string Runner::states() {
   const auto state = [this](int thread) -> std::string {
     const Fiber& f = fiber(thread);
-    if (f.ended) return "ended";
-    if (f.waits == nullptr || f.waits->arrived == 0) return "running";
+    if (f.ended) return "have ended";
+    if (ready_lanes_[thread / kWarpSize] >> thread % kWarpSize & 1) return "can go on";
     return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
   };
   std::string text;
