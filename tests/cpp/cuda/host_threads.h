@@ -1,7 +1,10 @@
-// Runs a lambda as a kernel.
+// Runs a lambda as a kernel, in several orders of its threads.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <functional>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -51,6 +54,31 @@ void in_some_orders(const Body& body) {
     const host::WithDevice with(changed);
     body();
   }
+}
+
+// Threads exchange numbers through shared memory; returns how many read the right one.
+template <class Barrier>
+int right_after_exchange(int distance, const Barrier& barrier) {
+  int right = 0;
+  run_threads(
+      [&] {
+        int* shared = reinterpret_cast<int*>(shared_memory());
+        shared[thread_index()] = thread_index();
+        barrier();
+        right += shared[thread_index() ^ distance] == (thread_index() ^ distance);
+      },
+      64 * sizeof(int));
+  return right;
+}
+
+inline testing::AssertionResult has(const std::string& text,
+                                    std::initializer_list<const char*> parts) {
+  for (const char* part : parts) {
+    if (text.find(part) == std::string::npos) {
+      return testing::AssertionFailure() << "'" << part << "' is not in '" << text << "'";
+    }
+  }
+  return testing::AssertionSuccess();
 }
 
 }  // namespace torch_ext::cuda::test
