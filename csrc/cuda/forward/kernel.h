@@ -47,15 +47,16 @@ class ForwardTask {
     block_barrier();
     chunks_.start(query_, {keys.begin, keys.end, 1});
     clear();
-    for (int64_t tile = keys.begin; tile < keys.end; ++tile) visit(tile * kOther, is_exact);
+    for (int tile = keys.begin; tile < keys.end; ++tile)
+      visit(static_cast<int64_t>(tile) * kOther, is_exact);
     chunks_.finish();
   }
 
   TORCH_EXT_DEVICE TileRange keys_of_split() const {
     TileRange keys = visible_key_tiles(p_, query_, kRows, kOther);
     const int64_t first = task_.split * x_.split_tiles, last = first + x_.split_tiles;
-    if (keys.begin < first) keys.begin = first;
-    if (keys.end > last) keys.end = last;
+    if (keys.begin < first) keys.begin = static_cast<int>(first);
+    if (keys.end > last) keys.end = static_cast<int>(last);
     return keys.begin < keys.end ? keys : TileRange{0, 0};
   }
 
