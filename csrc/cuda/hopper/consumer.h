@@ -23,13 +23,13 @@ struct ForwardConsumer {
   const ForwardParameters& p;
   typename Tiles::Shared& shared;
   const int warpgroup;
-  RingPosition<Tiles::kStages> key_at, value_at;
+  RingPosition<Tiles::kStages> key_at{}, value_at{};
   int query_parity = 0;
 
   // The queries of the task at hand, and the keys of this thread's two rows.
   int64_t first_query = 0;
   KeyRange keys_seen_by_all{}, keys_seen[2]{};
-  SoftmaxRows rows;
+  SoftmaxRows rows{};
   bool is_unsafe = false;  // this thread has met inf or NaN in a tile that is partly hidden
 
   TORCH_EXT_DEVICE void run() {
@@ -81,51 +81,52 @@ struct ForwardConsumer {
     float alpha[2];
     int tile = tiles.end - 1;
 
-    wait(shared.key_full[key_at.stage], key_at.parity);
+    wait(shared.key_full[key_at.stage()], key_at.parity());
     begin_products();
     multiply_scores(s);
     wait_for_products<0>(s);
-    release(shared.key_free[key_at.stage]);
-    key_at.advance();
+    release(shared.key_free[key_at.stage()]);
+    ++key_at.count;
     weigh(tile, s, alpha);
     pack_weights<E>(weights, s);
 
     for (; tile > tiles.begin; --tile) {
-      wait(shared.key_full[key_at.stage], key_at.parity);
+      wait(shared.key_full[key_at.stage()], key_at.parity());
       take_turn();
       begin_products();
       multiply_scores(s);
-      wait(shared.value_full[value_at.stage], value_at.parity);
+      wait(shared.value_full[value_at.stage()], value_at.parity());
+      begin_products();
       multiply_values(o, weights);
       pass_turn();
       inspect_values(tile);
       wait_for_products<1>(s);
-      release(shared.key_free[key_at.stage]);
-      key_at.advance();
+      release(shared.key_free[key_at.stage()]);
+      ++key_at.count;
       weigh(tile - 1, s, alpha);
       wait_for_products<0>(o);
-      release(shared.value_free[value_at.stage]);
-      value_at.advance();
+      release(shared.value_free[value_at.stage()]);
+      ++value_at.count;
       rescale(o, alpha);
       pack_weights<E>(weights, s);
     }
     release(shared.query_free);
     query_parity ^= 1;
 
-    wait(shared.value_full[value_at.stage], value_at.parity);
+    wait(shared.value_full[value_at.stage()], value_at.parity());
     begin_products();
     multiply_values(o, weights);
     inspect_values(tile);
     wait_for_products<0>(o);
-    release(shared.value_free[value_at.stage]);
-    value_at.advance();
+    release(shared.value_free[value_at.stage()]);
+    ++value_at.count;
   }
 
   // S = Q Kᵀ
   TORCH_EXT_DEVICE void multiply_scores(Scores& s) {
     const MatrixDescriptor q = describe_matrix(
         shared_address(shared.query) + warpgroup * kWarpgroupRows * kBlockRowBytes, 0);
-    const MatrixDescriptor k = describe_matrix(shared_address(shared.key[key_at.stage]), 0);
+    const MatrixDescriptor k = describe_matrix(shared_address(shared.key[key_at.stage()]), 0);
     TORCH_EXT_UNROLL
     for (int d = 0; d < kHeadSize; d += 16) {
       const int block = d / kBlockColumns, within = d % kBlockColumns * 2;
@@ -138,7 +139,7 @@ struct ForwardConsumer {
   // O += P V
   TORCH_EXT_DEVICE void multiply_values(Output& o, const Weights& weights) {
     const MatrixDescriptor v =
-        describe_matrix(shared_address(shared.value[value_at.stage]), Tiles::kKeyBlockBytes);
+        describe_matrix(shared_address(shared.value[value_at.stage()]), Tiles::kKeyBlockBytes);
     TORCH_EXT_UNROLL
     for (int j = 0; j < kKeys / 16; ++j) {
       multiply_add<E>(o, weights[j], v + j * 16 * kBlockRowBytes, true);
@@ -157,7 +158,7 @@ struct ForwardConsumer {
 
   TORCH_EXT_DEVICE void inspect_values(int tile) {
     if (!hides_keys({tile, tile + 1})) return;
-    is_unsafe |= finds_non_finite<E>(shared.value[value_at.stage], sizeof(shared.value[0]));
+    is_unsafe |= finds_non_finite<E>(shared.value[value_at.stage()], sizeof(shared.value[0]));
   }
 
   // ---- Meeting others --------------------------------------------------------------------------

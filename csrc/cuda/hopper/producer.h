@@ -30,7 +30,7 @@ template <class Tiles>
 struct ForwardProducer {
   const ForwardParameters& p;
   typename Tiles::Shared& shared;
-  RingPosition<Tiles::kStages> key_at, value_at;
+  RingPosition<Tiles::kStages> key_at{}, value_at{};
   int query_parity = 0;
 
   // Each task's first tile of keys does not wait for the task before it to be done with its
@@ -61,16 +61,16 @@ struct ForwardProducer {
     query_parity ^= 1;
   }
   TORCH_EXT_DEVICE void copy_keys(int64_t head, int tile) {
-    wait(shared.key_free[key_at.stage], key_at.parity ^ 1);
-    copy_rows(shared.key[key_at.stage], p.key, head, tile * Tiles::kKeys, Tiles::kBlocks,
-              Tiles::kKeyBlockBytes, shared.key_full[key_at.stage]);
-    key_at.advance();
+    wait(shared.key_free[key_at.stage()], key_at.parity() ^ 1);
+    copy_rows(shared.key[key_at.stage()], p.key, head, tile * Tiles::kKeys, Tiles::kBlocks,
+              Tiles::kKeyBlockBytes, shared.key_full[key_at.stage()]);
+    ++key_at.count;
   }
   TORCH_EXT_DEVICE void copy_values(int64_t head, int tile) {
-    wait(shared.value_free[value_at.stage], value_at.parity ^ 1);
-    copy_rows(shared.value[value_at.stage], p.value, head, tile * Tiles::kKeys, Tiles::kBlocks,
-              Tiles::kKeyBlockBytes, shared.value_full[value_at.stage]);
-    value_at.advance();
+    wait(shared.value_free[value_at.stage()], value_at.parity() ^ 1);
+    copy_rows(shared.value[value_at.stage()], p.value, head, tile * Tiles::kKeys, Tiles::kBlocks,
+              Tiles::kKeyBlockBytes, shared.value_full[value_at.stage()]);
+    ++value_at.count;
   }
 };
 

@@ -52,13 +52,10 @@ struct ForwardTiles {
 // A position in a ring of tiles, and the parity of the phase that a barrier there is in.
 template <int kStages>
 struct RingPosition {
-  int stage = 0, parity = 0;
+  unsigned count = 0;  // tiles so far
 
-  TORCH_EXT_DEVICE void advance() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
+  TORCH_EXT_DEVICE int stage() const { return static_cast<int>(count % kStages); }
+  TORCH_EXT_DEVICE int parity() const { return static_cast<int>(count / kStages % 2); }
 };
 
 }  // namespace torch_ext::cuda::hopper

@@ -56,6 +56,8 @@ struct Fiber {
   Context context;
   Thread thread;
   const Meeting* waits = nullptr;
+  const char* paused_at = nullptr;
+  Location paused_where;
   bool ended = false;
 };
 
@@ -81,6 +83,8 @@ class Runner {
  public:
   void run(const Grid& grid, void (*body)(const void*), const void* parameters);
   void meet(Group group, const char* name, const Location& where, void* operand, Act act);
+  void pause(const char* name, const Location& where);
+  void notify();
   std::string here() const;
 
  private:
@@ -103,6 +107,7 @@ class Runner {
   const void* parameters_ = nullptr;
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<int> paused_;  // threads
   Context main_;
   Fiber* self_ = nullptr;
   std::exception_ptr error_;
@@ -160,7 +165,8 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
   const std::unique_ptr<void, Free> shared(memory);
   for (int64_t block : block_order()) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, block, grid.blocks, static_cast<unsigned char*>(memory), grid.shared_bytes};
+    running = {nullptr, block,   grid.blocks, static_cast<unsigned char*>(memory),
+               grid.shared_bytes, nullptr};
     run_block(block);
   }
 }
@@ -170,6 +176,7 @@ void Runner::run_block(int64_t) {
   wake_all();
   for (int i = 0; i < grid_.threads; ++i) {
     fiber(i).ended = false;
+    fiber(i).paused_at = nullptr;
     fiber(i).thread.copies.clear();
     fiber(i).thread.groups = 0;
   }
@@ -182,6 +189,7 @@ void Runner::run_block(int64_t) {
   fibers_.clear();
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
+  paused_.clear();
   ready_warps_ = 0;
   for (uint32_t& lanes : ready_lanes_) lanes = 0;
   std::rethrow_exception(std::exchange(error_, nullptr));
@@ -270,6 +278,26 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
   self.waits = nullptr;
 }
 
+void Runner::pause(const char* name, const Location& where) {
+  Fiber& self = *self_;
+  const int thread = self.thread.index, warp = thread / kWarpSize;
+  self.paused_at = name;
+  self.paused_where = where;
+  paused_.push_back(thread);
+  ready_lanes_[warp] &= ~(1u << thread % kWarpSize);
+  if (ready_lanes_[warp] == 0) ready_warps_ &= ~(1u << warp);
+  switch_to(next());
+}
+
+void Runner::notify() {
+  for (const int thread : paused_) {
+    fiber(thread).paused_at = nullptr;
+    ready_lanes_[thread / kWarpSize] |= 1u << thread % kWarpSize;
+    ready_warps_ |= 1u << thread / kWarpSize;
+  }
+  paused_.clear();
+}
+
 std::string Runner::here() const {
   return "torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
          std::to_string(running.block) + ", thread " + std::to_string(running.thread->index);
@@ -280,6 +308,9 @@ std::string Runner::states() {
   const auto state = [this](int thread) -> std::string {
     const Fiber& f = fiber(thread);
     if (f.ended) return "ended";
+    if (f.paused_at != nullptr) {
+      return std::string("wait at ") + f.paused_at + " (" + to_string(f.paused_where) + ")";
+    }
     if (f.waits == nullptr || f.waits->arrived == 0) return "running";
     return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
   };
@@ -307,6 +338,9 @@ void run(const Grid& grid, void (*body)(const void*), const void* parameters) {
 void meet(Group group, const char* name, const Location& where, void* operand, Act act) {
   runner.meet(group, name, where, operand, act);
 }
+
+void pause(const char* name, const Location& where) { runner.pause(name, where); }
+void notify() { runner.notify(); }
 
 void fail(const char* name, const Location& where, const char* what) {
   throw std::runtime_error(runner.here() + ": " + name + " (" + to_string(where) + "): " + what);
