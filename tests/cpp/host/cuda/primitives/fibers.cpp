@@ -29,7 +29,9 @@ struct Fiber {
   explicit Fiber(void (*entry)()) : context(entry) {}
   Context context;
   Thread thread;
-  const Meeting* waits = nullptr;
+  // Where it waits if it cannot go on.
+  const char* name = nullptr;
+  Location where;
   bool ended = false;
 };
 
@@ -55,6 +57,8 @@ class Runner {
  public:
   void run(const Grid& grid, void (*body)(const void*), const void* parameters);
   void meet(Group group, const char* name, const Location& where, void* operand, Act act);
+  void pause(const char* name, const Location& where);
+  void notify();
   std::string here() const;
 
  private:
@@ -81,6 +85,7 @@ class Runner {
 
   Schedule schedule_;
   Meeting of_warp_[kMaxWarps], of_block_;
+  std::vector<int> paused_;  // threads
 };
 
 thread_local Runner runner;
@@ -107,8 +112,9 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
   const std::unique_ptr<void, Free> shared(memory);
   for (int64_t i = 0; i < grid.blocks; ++i) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, schedule_.next_block(), grid.blocks, static_cast<unsigned char*>(memory),
-               grid.shared_bytes};
+    running = {nullptr,           schedule_.next_block(),
+               grid.blocks,       static_cast<unsigned char*>(memory),
+               grid.shared_bytes, nullptr};
     run_block();
   }
 }
@@ -130,6 +136,7 @@ void Runner::run_block() {
   fibers_.clear();
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
+  paused_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -182,7 +189,8 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
                              " wait elsewhere" + states());
   }
   meeting.operands[of_warp ? thread % kWarpSize : thread] = operand;
-  self.waits = &meeting;
+  self.name = name;
+  self.where = where;
   schedule_.sleep(thread);
   if (++meeting.arrived == (of_warp ? kWarpSize : grid_.threads)) {
     if (act != nullptr) act(meeting.operands, meeting.arrived);
@@ -196,6 +204,19 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
   switch_to(next());
 }
 
+void Runner::pause(const char* name, const Location& where) {
+  self_->name = name;
+  self_->where = where;
+  paused_.push_back(self_->thread.index);
+  schedule_.sleep(self_->thread.index);
+  switch_to(next());
+}
+
+void Runner::notify() {
+  for (const int thread : paused_) schedule_.wake(thread);
+  paused_.clear();
+}
+
 std::string Runner::here() const {
   return "torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
          std::to_string(running.block) + ", thread " + std::to_string(running.thread->index);
@@ -207,7 +228,7 @@ std::string Runner::states() {
     const Fiber& f = fiber(thread);
     if (f.ended) return "have ended";
     if (schedule_.can_go_on(thread)) return "can go on";
-    return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
+    return std::string("wait at ") + f.name + " (" + to_string(f.where) + ")";
   };
   std::string text;
   for (int first = 0, thread = 0; first < grid_.threads; first = thread) {
@@ -233,6 +254,10 @@ void run(const Grid& grid, void (*body)(const void*), const void* parameters) {
 void meet(Group group, const char* name, const Location& where, void* operand, Act act) {
   runner.meet(group, name, where, operand, act);
 }
+
+void pause(const char* name, const Location& where) { runner.pause(name, where); }
+
+void notify() { runner.notify(); }
 
 void fail(const char* name, const Location& where, const char* what) {
   throw std::runtime_error(runner.here() + ": " + name + " (" + to_string(where) + "): " + what);
