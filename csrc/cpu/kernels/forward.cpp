@@ -21,10 +21,11 @@ struct ForwardScratch {
   int64_t columns;  // E in whole vectors
   int64_t depth;    // D in elements
   // Of one tile of queries, the first of the task; see tile().
-  E* q;        // (D, width), transposed
-  T* o;        // (width, columns), not yet divided by row_sum
-  T* row_max;  // (width) of the scores seen so far
-  T* row_sum;  // (width) of exp(s - row_max)
+  E* q;              // (D, width), transposed
+  T* o;              // (width, columns), not yet divided by row_sum
+  T* row_max;        // (width) of the scores seen so far
+  T* row_sum;        // (width) of exp(s - row_max)
+  bool* is_started;  // whether o holds anything yet
   // Shared by the tiles.
   T* scores;    // (keys, width): s, then p
   T* additive;  // (keys, width)
@@ -47,6 +48,7 @@ struct ForwardScratch {
     o = scratch.take<T>(cut.task_tiles * width * columns);
     row_max = scratch.take<T>(cut.task_tiles * width);
     row_sum = scratch.take<T>(cut.task_tiles * width);
+    is_started = scratch.take<bool>(cut.task_tiles);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
@@ -59,13 +61,15 @@ struct ForwardScratch {
     bytes = scratch.used();
   }
 
-  // The memory of one tile of queries of the task.
-  ForwardScratch tile(int64_t index) const {
+  // The memory of one tile of queries of the task; its own `width` may be less.
+  ForwardScratch tile(int64_t index, int64_t tile_width) const {
     ForwardScratch x = *this;
     x.q += index * depth * width;
     x.o += index * width * columns;
     x.row_max += index * width;
     x.row_sum += index * width;
+    x.is_started += index;
+    x.width = tile_width;
     return x;
   }
 };
@@ -136,14 +140,11 @@ void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
 template <class E>
 void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
   using T = SumOf<E>;
-  for (int64_t i = 0; i < t.queries; ++i) {
-    const T inverse = x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i];
-    T* row = x.o + i * x.columns;
-    for (int64_t e = 0; e < x.columns; ++e) row[e] *= inverse;
-  }
+  if (!*x.is_started) fill_zero(x.o, t.queries * x.columns);
+  const auto inverse = [&](int64_t i) { return x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i]; };
+  write_scaled_rows<T>(x.o, x.columns, t.queries, p.value_head_size, inverse, p.output,
+                       head_offset(p, p.output, t.head), t.query);
   write_logsumexp(p, t.head, t.query, t.queries, x.row_max, x.row_sum);
-  write_rows<T>(x.o, x.columns, t.queries, p.value_head_size, T(1), p.output,
-                head_offset(p, p.output, t.head), t.query);
 }
 
 template <class E>
@@ -155,7 +156,7 @@ class ForwardTask {
   // All tiles of `block`: its queries are those of several.
   void run(const TileRange& block) {
     const int64_t tiles = divide_up(block.queries, cut_.tile_queries);
-    for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), x_.tile(i));
+    for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), scratch(i, tile(block, i)));
     const KeyRange range = visible_keys(p_, block.query, block.queries);
     for (int64_t key = range.begin / cut_.tile_keys * cut_.tile_keys; key < range.end;
          key += cut_.tile_keys) {
@@ -168,10 +169,10 @@ class ForwardTask {
         // Whole elements: the other half of a pair may be a key that other tiles see.
         t.key = key;
         t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
-        add_keys(t, x_.tile(i), keys);
+        add_keys(t, scratch(i, t), keys);
       }
     }
-    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, x_.tile(i), tile(block, i));
+    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, scratch(i, tile(block, i)), tile(block, i));
   }
 
  private:
@@ -182,7 +183,11 @@ class ForwardTask {
     TileRange t = block;
     t.query += index * cut_.tile_queries;
     t.queries = smaller(cut_.tile_queries, block.query + block.queries - t.query);
+    t.width = round_up(t.queries, V::kSize);
     return t;
+  }
+  ForwardScratch<E> scratch(int64_t index, const TileRange& t) const {
+    return x_.tile(index, t.width);
   }
 
   void start(const TileRange& t, const ForwardScratch<E>& x) const {
@@ -195,7 +200,7 @@ class ForwardTask {
       V::fill(sink).store(x.row_max + i);
       V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
     }
-    for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
+    *x.is_started = false;
   }
 
   // k and v of a tile of keys, for the first tile of queries that sees some of it.
@@ -219,15 +224,23 @@ class ForwardTask {
       for (int64_t i = 0; i < x.width; i += V::kSize)
         softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);
     });
-    rescale_output(x, t.queries);
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);
       multiply_tile(t.keys * x.width, x.z, x.scores);
     }
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
-    weighted_sum<E>(t.queries, x.columns, t.keys, weights, seen, {x.additive, 1, x.width}, v_,
-                    {x.o, x.columns}, x.spare_v);
+    const auto add = [&](auto accumulate) {
+      weighted_sum<E, accumulate.value>(t.queries, x.columns, t.keys, weights, seen,
+                                        {x.additive, 1, x.width}, v_, {x.o, x.columns}, x.spare_v);
+    };
+    if (*x.is_started) {
+      rescale_output(x, t.queries);
+      add(Bool<true>());
+    } else {
+      *x.is_started = true;
+      add(Bool<false>());
+    }
   }
 
   const ForwardProblem& p_;
