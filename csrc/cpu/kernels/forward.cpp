@@ -74,16 +74,13 @@ struct ForwardScratch {
   }
 };
 
-// use(j, chain) for all keys j, where `chain` is one of four that need not wait for each other:
-// their latency would otherwise limit the loop.
+// use(j, Int<count>()) for keys j … j + count - 1, four at a time and the last ones alone, so that
+// four chains need not wait for each other: their latency would otherwise limit the loop.
 template <class Use>
 TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
   int64_t j = 0;
-  for (; j + 4 <= keys; j += 4) {
-    TORCH_EXT_UNROLL
-    for (int chain = 0; chain < 4; ++chain) use(j + chain, chain);
-  }
-  for (; j < keys; ++j) use(j, 0);
+  for (; j + 4 <= keys; j += 4) use(j, Int<4>());
+  for (; j < keys; ++j) use(j, Int<1>());
 }
 
 // One step of the online softmax on a vector of queries, for `keys` scores each:
@@ -98,11 +95,15 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   const T* additive = x.additive + column;
   const V old_max = V::load(x.row_max + column), zero = V::fill(0);
   V u, largest[4] = {old_max, old_max, old_max, old_max};
-  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
-    const V b = kAdditive ? V::load(additive + j * x.width) : zero;
-    const V score = rule.template score<kAdditive, kCapped>(V::load(s + j * x.width), b, &u);
-    if constexpr (!kPlain) score.store(s + j * x.width);
-    largest[chain] = max(score, largest[chain]);
+  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      const int64_t at = (first + i) * x.width;
+      const V b = kAdditive ? V::load(additive + at) : zero;
+      const V score = rule.template score<kAdditive, kCapped>(V::load(s + at), b, &u);
+      if constexpr (!kPlain) score.store(s + at);
+      largest[i] = max(score, largest[i]);
+    }
   });
   const V new_max = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
@@ -110,12 +111,20 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), zero, new_max);
   const V factor = exp(old_max - finite_max);
   V sum[4] = {zero, zero, zero, zero};
-  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
-    const V stored = V::load(s + j * x.width);
-    const V p = exp(kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
-                           : stored - finite_max);
-    p.store(s + j * x.width);
-    sum[chain] = sum[chain] + p;
+  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+    V p[count.value];
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      const V stored = V::load(s + (first + i) * x.width);
+      p[i] = kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
+                    : stored - finite_max;
+    }
+    exp(p);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      p[i].store(s + (first + i) * x.width);
+      sum[i] = sum[i] + p[i];
+    }
   });
   const V tile_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   new_max.store(x.row_max + column);
