@@ -38,16 +38,16 @@ class GradientTask {
            double* slopes) {
     in_wave_ = in_wave;
     key_chunk_ = key_chunk;
-    key_begin_ = key_chunk * plan_.keys.size;
-    key_end_ = smaller(problem_.key_length, key_begin_ + plan_.keys.size);
+    key_begin_ = plan_.keys.begin(key_chunk);
+    key_end_ = smaller(problem_.key_length, plan_.keys.begin(key_chunk + 1));
     const int64_t chunk = key_end_ - key_begin_;
     fill_zero(x_.dk, chunk * plan_.head_columns);
     fill_zero(x_.dv, chunk * plan_.value_columns);
     const int64_t first = key_head * problem_.group;
     tile_.load_keys(first, key_begin_, chunk);
 
-    const int64_t query_begin = query_chunk * plan_.queries.size;
-    const int64_t query_end = smaller(problem_.query_length, query_begin + plan_.queries.size);
+    const int64_t query_begin = plan_.queries.begin(query_chunk);
+    const int64_t query_end = smaller(problem_.query_length, plan_.queries.begin(query_chunk + 1));
     for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
       const int64_t head = first + in_group_;
       start_bias_gradient(head, query_chunk, query_begin, query_end);
