@@ -249,8 +249,8 @@ void run_few_forward(const ForwardProblem& p) {
       T* const partials = is_whole ? run.scratch().partial
                                    : static_cast<T*>(buffer.data()) + in_wave * of_head +
                                          chunk * step + in_group * n * partial;
-      run.run(head, block_heads, chunk * chunks.size,
-              smaller(p.key_length, (chunk + 1) * chunks.size), partials, partial);
+      run.run(head, block_heads, chunks.begin(chunk),
+              smaller(p.key_length, chunks.begin(chunk + 1)), partials, partial);
       if (!is_whole) return;
       T* const merged = run.scratch().merged;
       for (int64_t i = 0; i < block_heads * n; ++i)
