@@ -31,14 +31,14 @@ TORCH_EXT_DEVICE float exact_score(const float (&q)[kColumns], const E* key) {
 
 // Output, logsumexp and residual of row i: m = max S, then O = Σ exp(scale (S - m)) V / Σ exp(…).
 template <class E, int kHeadSize>
-TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int64_t head, int64_t i) {
+TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int i) {
   constexpr int kColumns = kHeadSize / kWarpSize;
   const ForwardProblem& problem = p.problem;
   const E* const key = head_data<E>(problem, problem.key, head, problem.group);
   const E* const value = head_data<E>(problem, problem.value, head, problem.group);
   const E* const query =
       head_data<E>(problem, problem.query, head, 1) + i * problem.query.row_stride;
-  const KeyRange keys = keys_of_any(problem, i, i);
+  const KeyRange keys = p.visibility.to_any(i, i);
 
   float q[kColumns], o[kColumns];
   TORCH_EXT_UNROLL

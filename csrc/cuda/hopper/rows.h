@@ -30,13 +30,15 @@ TORCH_EXT_DEVICE float quad_max(float x) {
   return std::fmax(x, shuffle_xor(x, 2));
 }
 
-// S <- -inf where key first_key + column is not among the row's keys.
+// S <- -inf where query `query` + 8 r does not see key first_key + column.
 template <int kCount>
-TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], int first_key, const KeyRange (&keys)[2]) {
+TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], const Visibility& visibility, int query,
+                                int first_key) {
   const int column = first_key + lane_index() % 4 * 2;
   TORCH_EXT_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int begin = keys[r].begin - column, end = keys[r].end - column;
+    const KeyRange keys = visibility.to_any(query + 8 * r, query + 8 * r);
+    const int begin = keys.begin - column, end = keys.end - column;
     TORCH_EXT_UNROLL
     for (int i = 2 * r; i < kCount; i += 4) {
       TORCH_EXT_UNROLL
@@ -92,7 +94,7 @@ TORCH_EXT_DEVICE void pack_weights(uint32_t (&weights)[kCount / 8][4], const flo
 }
 
 // logsumexp = scale m + log(sum), and what rounding it lost.
-TORCH_EXT_DEVICE void store_logsumexp(const ForwardParameters& p, int64_t head, int64_t i, float max,
+TORCH_EXT_DEVICE void store_logsumexp(const ForwardParameters& p, int head, int64_t i, float max,
                                       float sum) {
   const ForwardProblem& problem = p.problem;
   const float score = max * p.scale, log_sum = std::log(sum);
