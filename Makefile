@@ -4,6 +4,8 @@
 VENV := .venv
 BUILD := build
 WERROR ?= OFF
+CUDA ?= AUTO
+CUDA_ARCHITECTURES ?= 80;90a
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
 OUT ?= runs/language_model
@@ -13,7 +15,8 @@ RUN := $(BIN)/python
 PROGRAM := PYTHONPATH=. $(RUN)
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake
 CONFIGURE := $(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE="$(CURDIR)/$(RUN)" \
-	-DTORCH_EXT_WERROR=$(WERROR)
+	-DTORCH_EXT_WERROR=$(WERROR) -DTORCH_EXT_CUDA=$(CUDA) \
+	-DTORCH_EXT_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)"
 DEPS := .deps
 PACKAGES := $(VENV)/.requirements
 LINTERS := $(VENV)/.requirements-dev
@@ -23,11 +26,11 @@ INCLUDE := $(CURDIR)/$(DEPS)/usr/include
 WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo "$(INCLUDE)"/python3*)"
 CPP_FILES = $(shell find csrc tests/cpp examples benchmarks -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find csrc -name '*.cpp')
-PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
+PYTHON_FILES := setup.py cmake tools torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context derivatives test bench bench-check bench-readme tune build lint format tidy \
-	wheel clean another-python
+.PHONY: help train context derivatives test bench bench-check bench-readme tune build registers \
+	sanitize lint format tidy wheel clean another-python
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +42,8 @@ help: ## print this list
 	@echo '  CXX     C++ compiler (c++); after another one: make clean'
 	@echo '  JOBS    files to compile at once ($(JOBS))'
 	@echo '  WERROR  ON: a warning in the C++ code is an error ($(WERROR))'
+	@echo '  CUDA    kernels for GPUs: ON, OFF, or AUTO, where there is nvcc ($(CUDA))'
+	@echo '  CUDA_ARCHITECTURES  what these are compiled for ($(CUDA_ARCHITECTURES))'
 
 # ---- Set-up ------------------------------------------------------------------
 
@@ -110,6 +115,16 @@ test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 		exit $$status
 
 # ---- For contributors --------------------------------------------------------
+
+registers: build ## list the registers of the CUDA kernels; fail where they do not suffice
+	$(RUN) tools/check_spills.py --list $(BUILD)
+
+sanitize: $(PACKAGES) ## run the CUDA kernels on the CPU under address and undefined sanitizers
+	@tools/find_googletest.sh $(DEPS)
+	@$(CONFIGURE) -B $(BUILD)/sanitize -DTORCH_EXT_CUDA=OFF -DTORCH_EXT_TESTS=ON \
+		-DTORCH_EXT_SANITIZE=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
+	@$(CMAKE) --build $(BUILD)/sanitize --parallel $(JOBS) --target cuda_tests
+	$(BUILD)/sanitize/cuda_tests --gtest_brief=1
 
 lint: $(LINTERS) ## check formatting, style and types
 	$(BIN)/ruff check $(PYTHON_FILES)

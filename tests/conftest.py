@@ -15,9 +15,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import torch_ext  # noqa: F401
+import torch_ext
 
 THREADS = 2
+DEVICES = ["cpu"]
+if torch_ext.cuda_architectures() and torch.cuda.is_available():
+    DEVICES.append("cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,9 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.fixture(params=["cpu"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that this build has kernels for; the only place that names them."""
+    """Every device that this machine has and this build has kernels for."""
     return torch.device(request.param)
 
 

@@ -183,25 +183,29 @@ struct ForwardConsumer {
 
   // ---- Results ---------------------------------------------------------------------------------
 
-  // O / sum
+  // O / sum, 8 columns of a row per store: those of 8 n … 8 n + 7 are made the lane n % 4's.
   TORCH_EXT_DEVICE void store_rows(int head, const Output& o) {
     const ForwardProblem& problem = p.problem;
     E* const output =
         static_cast<E*>(problem.output.data) + head_offset(problem, problem.output, head);
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const float sum = quad_sum(rows.sum[r]);
+      const float sum = quad_sum(rows.sum[r]), factor = 1 / sum;
       const int64_t i = query + 8 * r;
-      if (i >= problem.query_length) continue;
-      const float factor = 1 / sum;
-      E* const row = output + i * problem.output.row_stride + lane_index() % 4 * 2;
+      const bool is_inside = i < problem.query_length;
+      E* const row = output + i * problem.output.row_stride + lane_index() % 4 * 8;
       TORCH_EXT_UNROLL
-      for (int n = 0; n < kHeadSize / 8; ++n) {
-        const float* const x = o + 4 * n + 2 * r;
-        *reinterpret_cast<uint32_t*>(row + 8 * n) =
-            sum == 0 ? 0 : pack<E>(x[0] * factor, x[1] * factor);
+      for (int column = 0; column < kHeadSize; column += 32) {
+        Words words;
+        TORCH_EXT_UNROLL
+        for (int n = 0; n < 4; ++n) {
+          const float* const x = o + column / 2 + 4 * n + 2 * r;
+          words.x[n] = sum == 0 ? 0 : pack<E>(x[0] * factor, x[1] * factor);
+        }
+        transpose_quad(words.x);
+        if (is_inside) *reinterpret_cast<Words*>(row + column) = words;
       }
-      if (lane_index() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
+      if (is_inside && lane_index() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
     }
   }
 

@@ -77,14 +77,11 @@ template <class E>
 TORCH_EXT_DEVICE bool finds_non_finite(const unsigned char* shared, int bytes) {
   constexpr uint32_t kExponents = std::is_same_v<E, BFloat16> ? 0x7f807f80 : 0x7c007c00;
   constexpr uint32_t kLowest = std::is_same_v<E, BFloat16> ? 0x00800080 : 0x04000400;
-  struct alignas(16) Words {
-    uint32_t word[4];
-  };
   uint32_t carry = 0;
   for (int at = thread_index() % kWarpgroup * 16; at < bytes; at += kWarpgroup * 16) {
-    const Words x = *reinterpret_cast<const Words*>(shared + at);
+    const Words words = *reinterpret_cast<const Words*>(shared + at);
     TORCH_EXT_UNROLL
-    for (int w = 0; w < 4; ++w) carry |= (x.word[w] & kExponents) + kLowest;
+    for (const uint32_t x : words.x) carry |= (x & kExponents) + kLowest;
   }
   return (carry & 0x80008000) != 0;
 }

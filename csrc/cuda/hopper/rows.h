@@ -12,6 +12,10 @@
 
 namespace torch_ext::cuda::hopper {
 
+struct alignas(16) Words {
+  uint32_t x[4];
+};
+
 constexpr float kNoScore = -__builtin_huge_valf();
 
 // m, the largest score so far, unscaled, and Σ exp(scale (S - m)), each lane's own keys only.
@@ -91,6 +95,20 @@ template <class E, int kCount>
 TORCH_EXT_DEVICE void pack_weights(uint32_t (&weights)[kCount / 8][4], const float (&p)[kCount]) {
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; i += 2) weights[i / 8][i / 2 % 4] = pack<E>(p[i], p[i + 1]);
+}
+
+// Words x[k] of the lanes of a quad change places: lane t's become the x[t] of lanes k.
+TORCH_EXT_DEVICE void transpose_quad(uint32_t (&x)[4]) {
+  TORCH_EXT_UNROLL
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    const bool is_upper = (lane_index() & mask) != 0;
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (i & mask) continue;
+      const uint32_t received = shuffle_xor(is_upper ? x[i] : x[i | mask], mask);
+      (is_upper ? x[i] : x[i | mask]) = received;
+    }
+  }
 }
 
 // logsumexp = scale m + log(sum), and what rounding it lost.

@@ -7,8 +7,12 @@
 #include <cstdint>
 
 #define TORCH_EXT_DEVICE __device__ __forceinline__
+// What is called rather than inlined: rare, and long.
+#define TORCH_EXT_DEVICE_FUNCTION __device__ __noinline__
 // Before a loop that must vanish because registers are indexed by its counter.
 #define TORCH_EXT_UNROLL _Pragma("unroll")
+// Before a loop that must not.
+#define TORCH_EXT_KEEP_LOOP _Pragma("unroll 1")
 
 namespace torch_ext::cuda {
 

@@ -1,53 +1,31 @@
 #include "cuda/primitives/fibers.h"
 
-#include <bit>
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "cuda/primitives/context.h"
-
-#ifdef __x86_64__
-asm(R"(
-.text
-.globl torch_ext_switch_stack
-.hidden torch_ext_switch_stack
-.type torch_ext_switch_stack, @function
-torch_ext_switch_stack:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size torch_ext_switch_stack, . - torch_ext_switch_stack
-)");
-#endif
+#include "cuda/primitives/schedule.h"
 
 namespace torch_ext::cuda::host {
 namespace {
 
-constexpr int kWarpSize = 32, kMaxWarps = 32;
+constexpr int kWarpSize = Schedule::kWarpSize, kMaxWarps = Schedule::kMaxWarps;
 
-// Threads that have arrived at one place and wait for the others of their group.
-struct Meeting {
-  int arrived = 0;
+// What threads wait for.
+struct Place {
   const char* name = nullptr;
   Location where;
+};
+
+// Threads that have arrived at one place and wait for the others of their group.
+struct Meeting : Place {
+  int arrived = 0;
   void* operands[kWarpSize * kMaxWarps];
 };
 
@@ -55,9 +33,8 @@ struct Fiber {
   explicit Fiber(void (*entry)()) : context(entry) {}
   Context context;
   Thread thread;
-  const Meeting* waits = nullptr;
-  const char* paused_at = nullptr;
-  Location paused_where;
+  const Place* waits = nullptr;
+  Place paused;
   bool ended = false;
 };
 
@@ -92,14 +69,11 @@ class Runner {
     void operator()(void* p) const { std::free(p); }
   };
 
-  void run_block(int64_t block);
+  void run_block();
   void run_threads();  // what a fiber does, block after block
-  void wake_all();
   Fiber& next();
   Fiber& fiber(int thread) { return *fibers_[static_cast<size_t>(thread)]; }
   void switch_to(Fiber& to);
-  int64_t random(int64_t n);
-  std::vector<int64_t> block_order();
   std::string states();
 
   Grid grid_{};
@@ -113,34 +87,11 @@ class Runner {
   std::exception_ptr error_;
   int ended_ = 0;
 
-  // Bit sets of the threads that can go on: lanes of each warp, and warps that have any.
-  uint32_t ready_lanes_[kMaxWarps] = {}, ready_warps_ = 0;
+  Schedule schedule_;
   Meeting of_warp_[kMaxWarps], of_block_;
-  Order order_;
-  uint64_t random_ = 0;
 };
 
 thread_local Runner runner;
-
-// A number in [0, n): splitmix64.
-int64_t Runner::random(int64_t n) {
-  uint64_t x = random_ += 0x9e3779b97f4a7c15;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-  x = (x ^ x >> 27) * 0x94d049bb133111eb;
-  return static_cast<int64_t>((x ^ x >> 31) % static_cast<uint64_t>(n));
-}
-
-std::vector<int64_t> Runner::block_order() {
-  std::vector<int64_t> blocks(static_cast<size_t>(grid_.blocks));
-  std::iota(blocks.begin(), blocks.end(), 0);
-  for (int64_t last = grid_.blocks - 1; last > 0 && order_.kind != Order::Forward; --last) {
-    const int64_t other =
-        order_.kind == Order::Shuffled ? random(last + 1) : grid_.blocks - 1 - last;
-    if (order_.kind == Order::Backward && other >= last) break;
-    std::swap(blocks[static_cast<size_t>(last)], blocks[static_cast<size_t>(other)]);
-  }
-  return blocks;
-}
 
 void Runner::run(const Grid& grid, void (*body)(const void*), const void* parameters) {
   if (self_ != nullptr) throw std::logic_error("a kernel cannot launch kernels");
@@ -153,30 +104,28 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
   grid_ = grid;
   body_ = body;
   parameters_ = parameters;
-  order_ = device().order;
-  random_ = order_.seed;
+  schedule_ = Schedule(device().order, grid.blocks, grid.threads);
   while (fibers_.size() < static_cast<size_t>(grid.threads)) {
     fibers_.push_back(std::make_unique<Fiber>([] { runner.run_threads(); }));
     fibers_.back()->thread.index = static_cast<int>(fibers_.size()) - 1;
   }
   void* memory = nullptr;
-  const size_t bytes = static_cast<size_t>(grid.shared_bytes);
+  const size_t bytes = static_cast<size_t>(std::max<int64_t>(grid.shared_bytes, 1));
   if (posix_memalign(&memory, 1024, bytes) != 0) throw std::bad_alloc();
   const std::unique_ptr<void, Free> shared(memory);
-  for (int64_t block : block_order()) {
+  for (int64_t i = 0; i < grid.blocks; ++i) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, block,   grid.blocks, static_cast<unsigned char*>(memory),
+    running = {nullptr, schedule_.next_block(), grid.blocks, static_cast<unsigned char*>(memory),
                grid.shared_bytes, nullptr};
-    run_block(block);
+    run_block();
   }
 }
 
-void Runner::run_block(int64_t) {
+void Runner::run_block() {
   ended_ = 0;
-  wake_all();
+  schedule_.wake_block();
   for (int i = 0; i < grid_.threads; ++i) {
     fiber(i).ended = false;
-    fiber(i).paused_at = nullptr;
     fiber(i).thread.copies.clear();
     fiber(i).thread.groups = 0;
   }
@@ -190,8 +139,6 @@ void Runner::run_block(int64_t) {
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
   paused_.clear();
-  ready_warps_ = 0;
-  for (uint32_t& lanes : ready_lanes_) lanes = 0;
   std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -199,14 +146,12 @@ void Runner::run_threads() {
   self_->context.arrive();
   for (;;) {
     Fiber& self = *self_;
-    const int warp = self.thread.index / kWarpSize;
     Fiber* to = nullptr;
     try {
       body_(parameters_);
       self.ended = true;
       ++ended_;
-      ready_lanes_[warp] &= ~(1u << self.thread.index % kWarpSize);
-      if (ready_lanes_[warp] == 0) ready_warps_ &= ~(1u << warp);
+      schedule_.sleep(self.thread.index);
       if (ended_ < grid_.threads) to = &next();
     } catch (...) {
       error_ = std::current_exception();
@@ -219,26 +164,10 @@ void Runner::run_threads() {
   }
 }
 
-void Runner::wake_all() {
-  const int warps = grid_.threads / kWarpSize;
-  for (int warp = 0; warp < warps; ++warp) ready_lanes_[warp] = ~0u;
-  ready_warps_ = ~0u >> (kMaxWarps - warps);
-}
-
-// One of the set bits.
 Fiber& Runner::next() {
-  if (ready_warps_ == 0) {
-    throw std::runtime_error("torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
-                             std::to_string(running.block) + ": no thread can go on" + states());
-  }
-  const auto choose = [this](uint32_t bits) {
-    if (order_.kind == Order::Forward) return std::countr_zero(bits);
-    if (order_.kind == Order::Backward) return 31 - std::countl_zero(bits);
-    const int start = static_cast<int>(random(32));
-    return (start + std::countr_zero(std::rotr(bits, start))) % 32;
-  };
-  const int warp = choose(ready_warps_);
-  return fiber(warp * kWarpSize + choose(ready_lanes_[warp]));
+  if (!schedule_.is_stuck()) return fiber(schedule_.next_thread());
+  throw std::runtime_error("torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
+                           std::to_string(running.block) + ": no thread can go on" + states());
 }
 
 void Runner::switch_to(Fiber& to) {
@@ -250,7 +179,7 @@ void Runner::switch_to(Fiber& to) {
 
 void Runner::meet(Group group, const char* name, const Location& where, void* operand, Act act) {
   Fiber& self = *self_;
-  const int thread = self.thread.index, warp = thread / kWarpSize, lane = thread % kWarpSize;
+  const int thread = self.thread.index, warp = thread / kWarpSize;
   const bool of_warp = group == Group::Warp;
   Meeting& meeting = of_warp ? of_warp_[warp] : of_block_;
   if (meeting.arrived == 0) {
@@ -261,40 +190,31 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
                              ") when others of its " + (of_warp ? "warp" : "block") +
                              " wait elsewhere" + states());
   }
-  meeting.operands[of_warp ? lane : thread] = operand;
+  meeting.operands[of_warp ? thread % kWarpSize : thread] = operand;
   self.waits = &meeting;
-  ready_lanes_[warp] &= ~(1u << lane);
+  schedule_.sleep(thread);
   if (++meeting.arrived == (of_warp ? kWarpSize : grid_.threads)) {
     if (act != nullptr) act(meeting.operands, meeting.arrived);
     meeting.arrived = 0;
     if (of_warp) {
-      ready_lanes_[warp] = ~0u;
+      schedule_.wake_warp(warp);
     } else {
-      wake_all();
+      schedule_.wake_block();
     }
   }
-  if (ready_lanes_[warp] == 0) ready_warps_ &= ~(1u << warp);
   switch_to(next());
-  self.waits = nullptr;
 }
 
 void Runner::pause(const char* name, const Location& where) {
-  Fiber& self = *self_;
-  const int thread = self.thread.index, warp = thread / kWarpSize;
-  self.paused_at = name;
-  self.paused_where = where;
-  paused_.push_back(thread);
-  ready_lanes_[warp] &= ~(1u << thread % kWarpSize);
-  if (ready_lanes_[warp] == 0) ready_warps_ &= ~(1u << warp);
+  self_->paused = {name, where};
+  self_->waits = &self_->paused;
+  paused_.push_back(self_->thread.index);
+  schedule_.sleep(self_->thread.index);
   switch_to(next());
 }
 
 void Runner::notify() {
-  for (const int thread : paused_) {
-    fiber(thread).paused_at = nullptr;
-    ready_lanes_[thread / kWarpSize] |= 1u << thread % kWarpSize;
-    ready_warps_ |= 1u << thread / kWarpSize;
-  }
+  for (const int thread : paused_) schedule_.wake(thread);
   paused_.clear();
 }
 
@@ -307,11 +227,8 @@ std::string Runner::here() const {
 std::string Runner::states() {
   const auto state = [this](int thread) -> std::string {
     const Fiber& f = fiber(thread);
-    if (f.ended) return "ended";
-    if (f.paused_at != nullptr) {
-      return std::string("wait at ") + f.paused_at + " (" + to_string(f.paused_where) + ")";
-    }
-    if (f.waits == nullptr || f.waits->arrived == 0) return "running";
+    if (f.ended) return "have ended";
+    if (schedule_.can_go_on(thread)) return "can go on";
     return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
   };
   std::string text;

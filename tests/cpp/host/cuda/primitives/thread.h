@@ -4,7 +4,9 @@
 #include "cuda/primitives/fibers.h"
 
 #define TORCH_EXT_DEVICE inline
+#define TORCH_EXT_DEVICE_FUNCTION inline
 #define TORCH_EXT_UNROLL
+#define TORCH_EXT_KEEP_LOOP
 
 namespace torch_ext::cuda {
 
@@ -50,7 +52,7 @@ TORCH_EXT_DEVICE T shuffle(T x, int source_lane, host::Location where = host::Lo
 }
 template <class T>
 TORCH_EXT_DEVICE T shuffle_xor(T x, int mask, host::Location where = host::Location::current()) {
-  return shuffle(x, lane_index() ^ mask, where);
+  return cuda::shuffle(x, lane_index() ^ mask, where);  // std has a shuffle, too
 }
 
 }  // namespace torch_ext::cuda
