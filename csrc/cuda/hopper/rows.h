@@ -105,8 +105,10 @@ TORCH_EXT_DEVICE void transpose_quad(uint32_t (&x)[4]) {
     TORCH_EXT_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (i & mask) continue;
-      const uint32_t received = shuffle_xor(is_upper ? x[i] : x[i | mask], mask);
-      (is_upper ? x[i] : x[i | mask]) = received;
+      uint32_t &low = x[i], &high = x[i | mask];
+      const uint32_t received = shuffle_xor(is_upper ? low : high, mask);
+      low = is_upper ? received : low;
+      high = is_upper ? high : received;
     }
   }
 }
