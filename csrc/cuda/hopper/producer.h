@@ -55,8 +55,7 @@ struct ForwardProducer {
 
   TORCH_EXT_DEVICE void copy_queries(const Task& task) {
     wait(shared.query_free, query_parity ^ 1);
-    copy_rows(shared.query, p.query, task.head,
-              task.query_tile * Tiles::kQueries, Tiles::kBlocks,
+    copy_rows(shared.query, p.query, task.head, task.query_tile * Tiles::kQueries, Tiles::kBlocks,
               Tiles::kQueryBlockBytes, shared.query_full);
     query_parity ^= 1;
   }

@@ -1,13 +1,12 @@
 // The Hopper forward on the host implementation of its primitives, against the reference: lengths
 // around the edges of tiles, windows, grouped heads, layouts, values that must stay hidden, and
 // copies and products that happen early or late, in several orders of the threads.
-#include "cuda/hopper/forward_launch.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "compare.h"
+#include "cuda/hopper/forward_launch.h"
 #include "cuda/hopper/serves.h"
 
 namespace torch_ext::test {

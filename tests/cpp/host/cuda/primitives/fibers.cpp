@@ -115,7 +115,8 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
   const std::unique_ptr<void, Free> shared(memory);
   for (int64_t i = 0; i < grid.blocks; ++i) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, schedule_.next_block(), grid.blocks, static_cast<unsigned char*>(memory),
+    running = {nullptr,           schedule_.next_block(),
+               grid.blocks,       static_cast<unsigned char*>(memory),
                grid.shared_bytes, nullptr};
     run_block();
   }

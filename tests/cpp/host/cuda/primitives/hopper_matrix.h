@@ -89,15 +89,15 @@ inline void issue(const Product& wanted, float* c, const uint32_t* a, const Loca
   if (index == group.products.size()) group.products.push_back(wanted);
   Product& product = group.products[index];
   if (product.a != wanted.a || product.b != wanted.b || product.count != wanted.count ||
-      product.accumulate != wanted.accumulate ||
-      product.a_in_registers != wanted.a_in_registers) {
+      product.accumulate != wanted.accumulate || product.a_in_registers != wanted.a_in_registers) {
     fail("multiply_add", where, "the threads of the warpgroup disagree about the product");
   }
   product.c[t] = c;
   product.a_registers[t] = a;
   if (a != nullptr) std::memcpy(product.a_values[t], a, sizeof product.a_values[t]);
   const auto last = static_cast<int64_t>(index);
-  const auto [entry, is_new] = self.in_flight.try_emplace(c, Accumulators{{c, c + product.count}, last});
+  const auto [entry, is_new] =
+      self.in_flight.try_emplace(c, Accumulators{{c, c + product.count}, last});
   entry->second.last_product = last;
   if (is_new) std::memset(c, 0xff, static_cast<size_t>(product.count) * sizeof(float));
   if (++product.issued < kWarpgroupSize) return;
@@ -110,7 +110,8 @@ inline void finish(Warpgroup& group, ProductThread& self, int64_t end, const Loc
   const int t = running.thread->index % kWarpgroupSize;
   for (; self.waited < end; ++self.waited) {
     const Product& p = group.products[static_cast<size_t>(self.waited)];
-    if (p.a_in_registers && std::memcmp(p.a_registers[t], p.a_values[t], sizeof p.a_values[t]) != 0) {
+    if (p.a_in_registers &&
+        std::memcmp(p.a_registers[t], p.a_values[t], sizeof p.a_values[t]) != 0) {
       fail("wait_for_products", where, "a left operand's registers changed before");
     }
   }
