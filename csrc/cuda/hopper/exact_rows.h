@@ -31,14 +31,14 @@ TORCH_EXT_DEVICE float exact_score(const float (&q)[kColumns], const E* key) {
 
 // Output, logsumexp and residual of row i: m = max S, then O = Σ exp(scale (S - m)) V / Σ exp(…).
 template <class E, int kHeadSize>
-TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int64_t head, int64_t i) {
+TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int i) {
   constexpr int kColumns = kHeadSize / kWarpSize;
   const ForwardProblem& problem = p.problem;
   const E* const key = head_data<E>(problem, problem.key, head, problem.group);
   const E* const value = head_data<E>(problem, problem.value, head, problem.group);
   const E* const query =
       head_data<E>(problem, problem.query, head, 1) + i * problem.query.row_stride;
-  const KeyRange keys = keys_of_any(problem, i, i);
+  const KeyRange keys = p.visibility.to_any(i, i);
 
   float q[kColumns], o[kColumns];
   TORCH_EXT_UNROLL
@@ -77,14 +77,11 @@ template <class E>
 TORCH_EXT_DEVICE bool finds_non_finite(const unsigned char* shared, int bytes) {
   constexpr uint32_t kExponents = std::is_same_v<E, BFloat16> ? 0x7f807f80 : 0x7c007c00;
   constexpr uint32_t kLowest = std::is_same_v<E, BFloat16> ? 0x00800080 : 0x04000400;
-  struct alignas(16) Words {
-    uint32_t word[4];
-  };
   uint32_t carry = 0;
   for (int at = thread_index() % kWarpgroup * 16; at < bytes; at += kWarpgroup * 16) {
-    const Words x = *reinterpret_cast<const Words*>(shared + at);
+    const Words words = *reinterpret_cast<const Words*>(shared + at);
     TORCH_EXT_UNROLL
-    for (int w = 0; w < 4; ++w) carry |= (x.word[w] & kExponents) + kLowest;
+    for (const uint32_t x : words.x) carry |= (x & kExponents) + kLowest;
   }
   return (carry & 0x80008000) != 0;
 }

@@ -27,7 +27,8 @@ struct ForwardKernel {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
     if (thread_index() == 0) initialize_all(shared);
     block_barrier();
-    const int warpgroup = thread_index() / kWarpgroup;
+    // The same in the whole warp, as the compiler can see.
+    const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);
     if (warpgroup == Tiles::kConsumers) {
       give_up_registers<Tiles::kProducerRegisters>();
       if (thread_index() % kWarpgroup == 0) ForwardProducer<Tiles>{p, shared}.run();

@@ -18,6 +18,14 @@ inline Schedule make_schedule(const ForwardProblem& p, int64_t queries_per_tile)
           (p.query_length + queries_per_tile - 1) / queries_per_tile};
 }
 
+inline Visibility make_visibility(const Problem& p) {
+  const auto narrow = [](int64_t x) {
+    return static_cast<int>(std::clamp(x, -kMaxLength, kMaxLength));
+  };
+  return {static_cast<int>(p.query_length), static_cast<int>(p.key_length),
+          narrow(p.offset - p.left), narrow(p.offset + p.right + 1)};
+}
+
 // `rows` per tile.
 template <class E>
 OperandView view_operand(const Problem& p, const Operand& x, int64_t length, int64_t group,
@@ -35,6 +43,7 @@ void launch_forward(const ForwardProblem& p, const Stream& stream) {
       view_operand<E>(p, p.key, p.key_length, p.group, Tiles::kKeys),
       view_operand<E>(p, p.value, p.key_length, p.group, Tiles::kKeys),
       p,
+      make_visibility(p),
       schedule,
       static_cast<float>(p.scale),
       scale_log2};

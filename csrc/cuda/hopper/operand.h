@@ -38,11 +38,12 @@ inline std::optional<OperandLayout> describe_operand(const Problem& p, const Ope
     return stride > 0 && stride % kAlignedElements == 0 && stride <= kMaxTensorStride / 2;
   };
   const int64_t row_stride = length == 1 ? columns : x.row_stride;
-  if (x.col_stride != 1 || !is_aligned(x.data) || !fits(row_stride) || row_stride < columns) return {};
+  if (x.col_stride != 1 || !is_aligned(x.data) || !fits(row_stride) || row_stride < columns)
+    return {};
   if (length < 1 || length > kMaxTensorSize) return {};
 
-  OperandLayout result{{x.data, {columns, length, 1, 1, 1}, {1, row_stride, columns, columns, columns}},
-                       {}};
+  OperandLayout result{
+      {x.data, {columns, length, 1, 1, 1}, {1, row_stride, columns, columns, columns}}, {}};
   HeadCoordinates& heads = result.heads;
   int64_t* const sizes = result.tensor.sizes + 2;
   int64_t* const strides = result.tensor.strides + 2;

@@ -16,18 +16,19 @@ struct OperandView {
 struct ForwardParameters {
   OperandView query, key, value;
   ForwardProblem problem;
+  Visibility visibility;
   Schedule schedule;
   float scale;
   float scale_log2;  // scale / ln 2: weights are powers of two
 };
 
 // Starts copying `blocks` blocks of 64 columns of the rows from `row` on, `block_bytes` apart.
-TORCH_EXT_DEVICE void copy_rows(unsigned char* shared, const OperandView& operand, int64_t head,
+TORCH_EXT_DEVICE void copy_rows(unsigned char* shared, const OperandView& operand, int head,
                                 int row, int blocks, int block_bytes, SharedBarrier& barrier) {
   int at[kTensorDims] = {0, row};
   TORCH_EXT_UNROLL
   for (int c = 0; c < kHeadDims; ++c) {
-    at[2 + c] = static_cast<int>(head) / operand.heads.divisor[c] % operand.heads.size[c];
+    at[2 + c] = head / operand.heads.divisor[c] % operand.heads.size[c];
   }
   arrive_and_expect(barrier, blocks * block_bytes);
   for (int b = 0; b < blocks; ++b) {

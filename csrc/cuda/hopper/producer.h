@@ -8,10 +8,10 @@ namespace torch_ext::cuda::hopper {
 
 // Tiles of keys that a tile of queries reads: begin <= tile < end, the same for all warpgroups.
 template <class Tiles>
-TORCH_EXT_DEVICE KeyRange tiles_of(const ForwardParameters& p, int64_t query_tile) {
-  const int64_t first = query_tile * Tiles::kQueries, length = p.problem.query_length;
-  const int64_t end = first + Tiles::kQueries;
-  const KeyRange keys = keys_of_any(p.problem, first, (end < length ? end : length) - 1);
+TORCH_EXT_DEVICE KeyRange tiles_of(const ForwardParameters& p, int query_tile) {
+  const int first = query_tile * Tiles::kQueries, end = first + Tiles::kQueries;
+  const int length = p.visibility.query_length;
+  const KeyRange keys = p.visibility.to_any(first, (end < length ? end : length) - 1);
   if (keys.begin >= keys.end) return {0, 0};
   return {keys.begin / Tiles::kKeys, (keys.end - 1) / Tiles::kKeys + 1};
 }
@@ -55,18 +55,17 @@ struct ForwardProducer {
 
   TORCH_EXT_DEVICE void copy_queries(const Task& task) {
     wait(shared.query_free, query_parity ^ 1);
-    copy_rows(shared.query, p.query, task.head,
-              static_cast<int>(task.query_tile) * Tiles::kQueries, Tiles::kBlocks,
+    copy_rows(shared.query, p.query, task.head, task.query_tile * Tiles::kQueries, Tiles::kBlocks,
               Tiles::kQueryBlockBytes, shared.query_full);
     query_parity ^= 1;
   }
-  TORCH_EXT_DEVICE void copy_keys(int64_t head, int tile) {
+  TORCH_EXT_DEVICE void copy_keys(int head, int tile) {
     wait(shared.key_free[key_at.stage()], key_at.parity() ^ 1);
     copy_rows(shared.key[key_at.stage()], p.key, head, tile * Tiles::kKeys, Tiles::kBlocks,
               Tiles::kKeyBlockBytes, shared.key_full[key_at.stage()]);
     ++key_at.count;
   }
-  TORCH_EXT_DEVICE void copy_values(int64_t head, int tile) {
+  TORCH_EXT_DEVICE void copy_values(int head, int tile) {
     wait(shared.value_free[value_at.stage()], value_at.parity() ^ 1);
     copy_rows(shared.value[value_at.stage()], p.value, head, tile * Tiles::kKeys, Tiles::kBlocks,
               Tiles::kKeyBlockBytes, shared.value_full[value_at.stage()]);

@@ -12,6 +12,10 @@
 
 namespace torch_ext::cuda::hopper {
 
+struct alignas(16) Words {
+  uint32_t x[4];
+};
+
 constexpr float kNoScore = -__builtin_huge_valf();
 
 // m, the largest score so far, unscaled, and Σ exp(scale (S - m)), each lane's own keys only.
@@ -30,13 +34,15 @@ TORCH_EXT_DEVICE float quad_max(float x) {
   return std::fmax(x, shuffle_xor(x, 2));
 }
 
-// S <- -inf where key first_key + column is not among the row's keys.
+// S <- -inf where query `query` + 8 r does not see key first_key + column.
 template <int kCount>
-TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], int first_key, const KeyRange (&keys)[2]) {
+TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], const Visibility& visibility, int query,
+                                int first_key) {
   const int column = first_key + lane_index() % 4 * 2;
   TORCH_EXT_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int begin = keys[r].begin - column, end = keys[r].end - column;
+    const KeyRange keys = visibility.to_any(query + 8 * r, query + 8 * r);
+    const int begin = keys.begin - column, end = keys.end - column;
     TORCH_EXT_UNROLL
     for (int i = 2 * r; i < kCount; i += 4) {
       TORCH_EXT_UNROLL
@@ -91,8 +97,24 @@ TORCH_EXT_DEVICE void pack_weights(uint32_t (&weights)[kCount / 8][4], const flo
   for (int i = 0; i < kCount; i += 2) weights[i / 8][i / 2 % 4] = pack<E>(p[i], p[i + 1]);
 }
 
+// Words x[k] of the lanes of a quad change places: lane t's become the x[t] of lanes k.
+TORCH_EXT_DEVICE void transpose_quad(uint32_t (&x)[4]) {
+  TORCH_EXT_UNROLL
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    const bool is_upper = (lane_index() & mask) != 0;
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (i & mask) continue;
+      uint32_t &low = x[i], &high = x[i | mask];
+      const uint32_t received = shuffle_xor(is_upper ? low : high, mask);
+      low = is_upper ? received : low;
+      high = is_upper ? high : received;
+    }
+  }
+}
+
 // logsumexp = scale m + log(sum), and what rounding it lost.
-TORCH_EXT_DEVICE void store_logsumexp(const ForwardParameters& p, int64_t head, int64_t i, float max,
+TORCH_EXT_DEVICE void store_logsumexp(const ForwardParameters& p, int head, int64_t i, float max,
                                       float sum) {
   const ForwardProblem& problem = p.problem;
   const float score = max * p.scale, log_sum = std::log(sum);

@@ -6,6 +6,8 @@
 // within a few at a time whose keys and values stay in the L2 cache.
 #pragma once
 
+#include <cstdint>
+
 #include "attention/problem.h"
 #include "cuda/primitives/thread.h"
 
@@ -20,7 +22,7 @@ struct Schedule {
 };
 
 struct Task {
-  int64_t head, query_tile;
+  int head, query_tile;
 };
 
 // Task t = 0 … tasks() - 1.
@@ -30,7 +32,8 @@ TORCH_EXT_INLINE Task find_task(const Schedule& schedule, int64_t t) {
   const int64_t left = schedule.heads - first_head;
   const int64_t heads = left < schedule.heads_at_once ? left : schedule.heads_at_once;
   const int64_t rest = t % per_section;
-  return {first_head + rest % heads, schedule.query_tiles - 1 - rest / heads};
+  return {static_cast<int>(first_head + rest % heads),
+          static_cast<int>(schedule.query_tiles - 1 - rest / heads)};
 }
 
 // The task of a block in its round 0, 1, 2 …; none if not below tasks().
@@ -42,16 +45,22 @@ struct KeyRange {
   int begin, end;
 };
 
-TORCH_EXT_INLINE int clamp_key(const Problem& p, int64_t j) {
-  return static_cast<int>(j < 0 ? 0 : j > p.key_length ? p.key_length : j);
-}
+// Which keys a query sees, in numbers small enough for 32-bit sums: key j < key_length is visible
+// to query i iff i + low <= j < i + high.
+constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1024;
 
-// Keys that are visible to some of the queries first … last, and those that are visible to all.
-TORCH_EXT_INLINE KeyRange keys_of_any(const Problem& p, int64_t first, int64_t last) {
-  return {clamp_key(p, first + p.offset - p.left), clamp_key(p, last + p.offset + p.right + 1)};
-}
-TORCH_EXT_INLINE KeyRange keys_of_all(const Problem& p, int64_t first, int64_t last) {
-  return {clamp_key(p, last + p.offset - p.left), clamp_key(p, first + p.offset + p.right + 1)};
-}
+struct Visibility {
+  int query_length, key_length;  // at most kMaxLength
+  int low, high;                 // within +-kMaxLength
+
+  TORCH_EXT_INLINE int clamp(int j) const { return j < 0 ? 0 : j > key_length ? key_length : j; }
+  // Keys that are visible to some of the queries first … last, and those that are visible to all.
+  TORCH_EXT_INLINE KeyRange to_any(int first, int last) const {
+    return {clamp(first + low), clamp(last + high)};
+  }
+  TORCH_EXT_INLINE KeyRange to_all(int first, int last) const {
+    return {clamp(last + low), clamp(first + high)};
+  }
+};
 
 }  // namespace torch_ext::cuda::hopper

@@ -34,12 +34,17 @@ inline bool has_served_output(const ForwardProblem& p) {
   return aligned;
 }
 
-inline bool serves(const ForwardProblem& p) {
-  return has_served_type(p) && has_served_size(p) && has_served_options(p) &&
-         p.query_heads() > 0 && has_served_output(p) &&
+// What the kernels can do.
+inline bool fits(const ForwardProblem& p) {
+  return has_served_type(p) && has_served_size(p) && has_served_options(p) && p.query_heads() > 0 &&
+         p.query_length <= kMaxLength && p.key_length <= kMaxLength && has_served_output(p) &&
          describe_operand(p, p.query, p.query_length, p.head_size, 1) &&
          describe_operand(p, p.key, p.key_length, p.head_size, p.group) &&
          describe_operand(p, p.value, p.key_length, p.head_size, p.group);
 }
+
+// What they are the best choice for: few queries need their keys split among more blocks.
+constexpr int64_t kFewQueries = 64;
+inline bool serves(const ForwardProblem& p) { return p.query_length > kFewQueries && fits(p); }
 
 }  // namespace torch_ext::cuda::hopper

@@ -6,8 +6,8 @@
 
 namespace torch_ext::cuda::hopper {
 
-constexpr int kWarpgroup = 128;      // threads
-constexpr int kWarpgroupRows = 64;   // of a matrix product
+constexpr int kWarpgroup = 128;     // threads
+constexpr int kWarpgroupRows = 64;  // of a matrix product
 
 // What limits each: the registers of a consuming thread hold a tile's scores (kKeys / 2), their
 // weights as 16-bit pairs (kKeys / 4) and the output (kHeadSize / 2); shared memory holds the

@@ -35,10 +35,10 @@ TORCH_EXT_DEVICE void arrive(SharedBarrier& barrier) {
 }
 // The same, and the announcement of `bytes` that copies will bring.
 TORCH_EXT_DEVICE void arrive_and_expect(SharedBarrier& barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(&barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)),
+      "r"(bytes)
+      : "memory");
 }
 // Until the latest phase of this parity (its number's lowest bit) has ended. Of a new barrier,
 // parity 1 has.

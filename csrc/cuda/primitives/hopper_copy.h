@@ -64,7 +64,8 @@ TensorMap make_tensor_map(const TensorLayout& tensor, int rows) {
 
 // Has the map at hand before it is used.
 TORCH_EXT_DEVICE void prefetch(const TensorMap& tensor) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&tensor.map)) : "memory");
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&tensor.map))
+               : "memory");
 }
 
 // Starts copying the tile whose first element has the coordinates `at` to `shared` (a multiple of

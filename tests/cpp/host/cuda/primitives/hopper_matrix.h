@@ -46,27 +46,28 @@ inline uint16_t element(uint64_t descriptor, bool transposed, uint32_t i, uint32
 inline void execute(Warpgroup& group, int64_t index) {
   const Product& p = group.products[static_cast<size_t>(index)];
   const int columns = 2 * p.count;
-  std::vector<float> a(64 * 16), b(static_cast<size_t>(columns) * 16);
-  for (int i = 0; i < 64; ++i) {
-    for (int k = 0; k < 16; ++k) {
-      // Row i % 16 of warp i / 16; two columns in each register.
-      const uint32_t* const x = p.a_values[i / 16 * 32 + i % 8 * 4 + k % 8 / 2];
-      const uint32_t pair = x[i % 16 / 8 + k / 8 * 2];
-      const auto half = static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16);
-      a[i * 16 + k] = p.decode(p.a_in_registers ? half : element(p.a, false, i, k));
-    }
-  }
+  std::vector<float> b(16 * static_cast<size_t>(columns)), sums(static_cast<size_t>(columns));
   for (int j = 0; j < columns; ++j) {
-    for (int k = 0; k < 16; ++k) b[j * 16 + k] = p.decode(element(p.b, p.a_in_registers, j, k));
-  }
-  for (int t = 0; t < kWarpgroupSize; ++t) {
-    std::vector<float>& c = group.threads[t].in_flight.at(p.c[t]).values;
-    for (int at = 0; at < p.count; ++at) {
-      const int i = t / 32 * 16 + t % 32 / 4 + at % 4 / 2 * 8, j = at / 4 * 8 + t % 4 * 2 + at % 2;
-      float sum = p.accumulate ? c[at] : 0;
-      for (int k = 0; k < 16; ++k) sum += a[i * 16 + k] * b[j * 16 + k];
-      c[at] = sum;
+    for (int k = 0; k < 16; ++k) {
+      b[k * columns + j] = p.decode(element(p.b, p.a_in_registers, j, k));
     }
+  }
+  for (int i = 0; i < 64; ++i) {
+    // Row i % 16 of warp i / 16; row i % 8 is that of a quad.
+    const int quad = i / 16 * 32 + i % 8 * 4, first = i % 16 / 8 * 2;
+    const auto accumulator = [&](int j) -> float& {
+      const int t = quad + j % 8 / 2;
+      return group.threads[t].in_flight.at(p.c[t]).values[j / 8 * 4 + first + j % 2];
+    };
+    for (int j = 0; j < columns; ++j) sums[j] = p.accumulate ? accumulator(j) : 0;
+    for (int k = 0; k < 16; ++k) {
+      // Two columns in each register, those of k < 8 first.
+      const uint32_t pair = p.a_values[quad + k % 8 / 2][i % 16 / 8 + k / 8 * 2];
+      const auto half = static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16);
+      const float a = p.decode(p.a_in_registers ? half : element(p.a, false, i, k));
+      for (int j = 0; j < columns; ++j) sums[j] += a * b[k * columns + j];
+    }
+    for (int j = 0; j < columns; ++j) accumulator(j) = sums[j];
   }
 }
 
@@ -88,15 +89,15 @@ inline void issue(const Product& wanted, float* c, const uint32_t* a, const Loca
   if (index == group.products.size()) group.products.push_back(wanted);
   Product& product = group.products[index];
   if (product.a != wanted.a || product.b != wanted.b || product.count != wanted.count ||
-      product.accumulate != wanted.accumulate ||
-      product.a_in_registers != wanted.a_in_registers) {
+      product.accumulate != wanted.accumulate || product.a_in_registers != wanted.a_in_registers) {
     fail("multiply_add", where, "the threads of the warpgroup disagree about the product");
   }
   product.c[t] = c;
   product.a_registers[t] = a;
   if (a != nullptr) std::memcpy(product.a_values[t], a, sizeof product.a_values[t]);
   const auto last = static_cast<int64_t>(index);
-  const auto [entry, is_new] = self.in_flight.try_emplace(c, Accumulators{{c, c + product.count}, last});
+  const auto [entry, is_new] =
+      self.in_flight.try_emplace(c, Accumulators{{c, c + product.count}, last});
   entry->second.last_product = last;
   if (is_new) std::memset(c, 0xff, static_cast<size_t>(product.count) * sizeof(float));
   if (++product.issued < kWarpgroupSize) return;
@@ -109,7 +110,8 @@ inline void finish(Warpgroup& group, ProductThread& self, int64_t end, const Loc
   const int t = running.thread->index % kWarpgroupSize;
   for (; self.waited < end; ++self.waited) {
     const Product& p = group.products[static_cast<size_t>(self.waited)];
-    if (p.a_in_registers && std::memcmp(p.a_registers[t], p.a_values[t], sizeof p.a_values[t]) != 0) {
+    if (p.a_in_registers &&
+        std::memcmp(p.a_registers[t], p.a_values[t], sizeof p.a_values[t]) != 0) {
       fail("wait_for_products", where, "a left operand's registers changed before");
     }
   }
