@@ -61,6 +61,7 @@ class Runner {
   void run(const Grid& grid, void (*body)(const void*), const void* parameters);
   void meet(Group group, const char* name, const Location& where, void* operand, Act act);
   void pause(const char* name, const Location& where);
+  void pause_until_idle(const char* name, const Location& where);
   void notify();
   std::string here() const;
 
@@ -74,6 +75,7 @@ class Runner {
   Fiber& next();
   Fiber& fiber(int thread) { return *fibers_[static_cast<size_t>(thread)]; }
   void switch_to(Fiber& to);
+  void sleep(const char* name, const Location& where);
   std::string states();
 
   Grid grid_{};
@@ -81,7 +83,7 @@ class Runner {
   const void* parameters_ = nullptr;
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<int> paused_;  // threads
+  std::vector<int> paused_, paused_until_idle_;  // threads
   Context main_;
   Fiber* self_ = nullptr;
   std::exception_ptr error_;
@@ -140,6 +142,7 @@ void Runner::run_block() {
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
   paused_.clear();
+  paused_until_idle_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -166,6 +169,10 @@ void Runner::run_threads() {
 }
 
 Fiber& Runner::next() {
+  if (schedule_.is_stuck()) {
+    for (const int thread : paused_until_idle_) schedule_.wake(thread);
+    paused_until_idle_.clear();
+  }
   if (!schedule_.is_stuck()) return fiber(schedule_.next_thread());
   throw std::runtime_error("torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
                            std::to_string(running.block) + ": no thread can go on" + states());
@@ -207,9 +214,18 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
 }
 
 void Runner::pause(const char* name, const Location& where) {
+  paused_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::pause_until_idle(const char* name, const Location& where) {
+  paused_until_idle_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::sleep(const char* name, const Location& where) {
   self_->paused = {name, where};
   self_->waits = &self_->paused;
-  paused_.push_back(self_->thread.index);
   schedule_.sleep(self_->thread.index);
   switch_to(next());
 }
@@ -258,6 +274,9 @@ void meet(Group group, const char* name, const Location& where, void* operand, A
 }
 
 void pause(const char* name, const Location& where) { runner.pause(name, where); }
+void pause_until_idle(const char* name, const Location& where) {
+  runner.pause_until_idle(name, where);
+}
 void notify() { runner.notify(); }
 
 void fail(const char* name, const Location& where, const char* what) {
