@@ -49,8 +49,9 @@ Options options_for(int64_t head_size, DType dtype) {
 
 void expect_forward(Case& c, const std::vector<Tensor>& want,
                     const cuda::host::Device& device = hopper_device()) {
-  SCOPED_TRACE(describe(c.shape, c.options) + (device.is_eager ? ", eager" : ", late") +
-               ", order " + std::to_string(device.order.kind));
+  SCOPED_TRACE(describe(c.shape, c.options) + (device.copies_early ? ", copies early" : "") +
+               (device.products_early ? ", products early" : "") + ", order " +
+               std::to_string(device.order.kind));
   const cuda::host::WithDevice with(device);
   const auto got = c.run(hopper_forward);
   // Weights are rounded before they are multiplied.
@@ -136,14 +137,17 @@ TEST(HopperForwardTest, EarlyAndLateInAnyOrder) {
     o.left = 3 * size.keys;
     Case c({1, 2, 1, size.queries, 5 * size.keys, size.head_size, size.head_size}, o);
     const auto want = c.run(reference_forward);
-    for (const bool is_eager : {false, true}) {
-      for (const Order& order : {Order{Order::Forward, 0}, Order{Order::Backward, 0},
-                                 Order{Order::Shuffled, 1}, Order{Order::Shuffled, 2}}) {
-        cuda::host::Device device = hopper_device();
-        device.processors = 1;
-        device.is_eager = is_eager;
-        device.order = order;
-        expect_forward(c, want, device);
+    for (const bool copies_early : {false, true}) {
+      for (const bool products_early : {false, true}) {
+        for (const Order& order :
+             {Order{Order::Forward, 0}, Order{Order::Backward, 0}, Order{Order::Shuffled, 1}}) {
+          cuda::host::Device device = hopper_device();
+          device.processors = 1;
+          device.copies_early = copies_early;
+          device.products_early = products_early;
+          device.order = order;
+          expect_forward(c, want, device);
+        }
       }
     }
   }

@@ -17,11 +17,15 @@ namespace {
 
 constexpr int kWarpSize = Schedule::kWarpSize, kMaxWarps = Schedule::kMaxWarps;
 
-// Threads that have arrived at one place and wait for the others of their group.
-struct Meeting {
-  int arrived = 0;
+// What threads wait for.
+struct Place {
   const char* name = nullptr;
   Location where;
+};
+
+// Threads that have arrived at one place and wait for the others of their group.
+struct Meeting : Place {
+  int arrived = 0;
   void* operands[kWarpSize * kMaxWarps];
 };
 
@@ -29,9 +33,8 @@ struct Fiber {
   explicit Fiber(void (*entry)()) : context(entry) {}
   Context context;
   Thread thread;
-  // Where it waits if it cannot go on.
-  const char* name = nullptr;
-  Location where;
+  const Place* waits = nullptr;
+  Place paused;
   bool ended = false;
 };
 
@@ -58,6 +61,7 @@ class Runner {
   void run(const Grid& grid, void (*body)(const void*), const void* parameters);
   void meet(Group group, const char* name, const Location& where, void* operand, Act act);
   void pause(const char* name, const Location& where);
+  void pause_until_idle(const char* name, const Location& where);
   void notify();
   std::string here() const;
 
@@ -71,6 +75,7 @@ class Runner {
   Fiber& next();
   Fiber& fiber(int thread) { return *fibers_[static_cast<size_t>(thread)]; }
   void switch_to(Fiber& to);
+  void sleep(const char* name, const Location& where);
   std::string states();
 
   Grid grid_{};
@@ -78,6 +83,7 @@ class Runner {
   const void* parameters_ = nullptr;
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<int> paused_, paused_until_idle_;  // threads
   Context main_;
   Fiber* self_ = nullptr;
   std::exception_ptr error_;
@@ -85,7 +91,6 @@ class Runner {
 
   Schedule schedule_;
   Meeting of_warp_[kMaxWarps], of_block_;
-  std::vector<int> paused_;  // threads
 };
 
 thread_local Runner runner;
@@ -137,6 +142,7 @@ void Runner::run_block() {
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
   paused_.clear();
+  paused_until_idle_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -163,6 +169,10 @@ void Runner::run_threads() {
 }
 
 Fiber& Runner::next() {
+  if (schedule_.is_stuck()) {
+    for (const int thread : paused_until_idle_) schedule_.wake(thread);
+    paused_until_idle_.clear();
+  }
   if (!schedule_.is_stuck()) return fiber(schedule_.next_thread());
   throw std::runtime_error("torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
                            std::to_string(running.block) + ": no thread can go on" + states());
@@ -189,8 +199,7 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
                              " wait elsewhere" + states());
   }
   meeting.operands[of_warp ? thread % kWarpSize : thread] = operand;
-  self.name = name;
-  self.where = where;
+  self.waits = &meeting;
   schedule_.sleep(thread);
   if (++meeting.arrived == (of_warp ? kWarpSize : grid_.threads)) {
     if (act != nullptr) act(meeting.operands, meeting.arrived);
@@ -205,9 +214,18 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
 }
 
 void Runner::pause(const char* name, const Location& where) {
-  self_->name = name;
-  self_->where = where;
   paused_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::pause_until_idle(const char* name, const Location& where) {
+  paused_until_idle_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::sleep(const char* name, const Location& where) {
+  self_->paused = {name, where};
+  self_->waits = &self_->paused;
   schedule_.sleep(self_->thread.index);
   switch_to(next());
 }
@@ -228,7 +246,7 @@ std::string Runner::states() {
     const Fiber& f = fiber(thread);
     if (f.ended) return "have ended";
     if (schedule_.can_go_on(thread)) return "can go on";
-    return std::string("wait at ") + f.name + " (" + to_string(f.where) + ")";
+    return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
   };
   std::string text;
   for (int first = 0, thread = 0; first < grid_.threads; first = thread) {
@@ -256,7 +274,9 @@ void meet(Group group, const char* name, const Location& where, void* operand, A
 }
 
 void pause(const char* name, const Location& where) { runner.pause(name, where); }
-
+void pause_until_idle(const char* name, const Location& where) {
+  runner.pause_until_idle(name, where);
+}
 void notify() { runner.notify(); }
 
 void fail(const char* name, const Location& where, const char* what) {

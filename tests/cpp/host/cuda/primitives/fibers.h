@@ -32,7 +32,7 @@ struct Device {
   int64_t shared_memory_limit = 163 * 1024;
   Order order;
   // Whether what Hopper does asynchronously happens as soon as it may, or as late.
-  bool is_eager = false;
+  bool copies_early = false, products_early = false;
 };
 Device& device();
 
@@ -89,6 +89,8 @@ void meet(Group group, const char* name, const Location& where, void* operand, A
 // Waits until another thread calls notify(), which may be about something else.
 void pause(const char* name, const Location& where);
 void notify();
+// Waits until no other thread can go on.
+void pause_until_idle(const char* name, const Location& where);
 
 // Throws unless `bytes` at `address` lie inside the block's shared memory, aligned to 16 bytes.
 void check_shared(const void* address, int64_t bytes, const char* name, const Location& where);

@@ -1,6 +1,7 @@
 // csrc/cuda/primitives/hopper_barrier.h on the host.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 
 #include "cuda/primitives/hopper_block.h"
@@ -42,17 +43,20 @@ inline void arrive(SharedBarrier& barrier, int bytes, const char* name, const Lo
   store(barrier, state);
 }
 
-// One tile for this barrier, if there is any.
-inline bool perform_copy(const SharedBarrier& barrier) {
+inline bool has_copy(const SharedBarrier& barrier) {
+  const std::deque<TileCopy>& copies = hopper_block().copies;
+  return std::any_of(copies.begin(), copies.end(),
+                     [&](const TileCopy& copy) { return copy.barrier == &barrier; });
+}
+// The first one for this barrier.
+inline void perform_copy(const SharedBarrier& barrier) {
   std::deque<TileCopy>& copies = hopper_block().copies;
-  for (auto copy = copies.begin(); copy != copies.end(); ++copy) {
-    if (copy->barrier != &barrier) continue;
-    const std::function<void()> perform = std::move(copy->perform);
-    copies.erase(copy);
-    perform();
-    return true;
-  }
-  return false;
+  const auto copy = std::find_if(copies.begin(), copies.end(), [&](const TileCopy& candidate) {
+    return candidate.barrier == &barrier;
+  });
+  const std::function<void()> perform = std::move(copy->perform);
+  copies.erase(copy);
+  perform();
 }
 
 inline NamedBarrier& count_at(int barrier, int threads, const char* name, const Location& where) {
@@ -93,8 +97,16 @@ TORCH_EXT_DEVICE void arrive_and_expect(SharedBarrier& barrier, int bytes,
 }
 TORCH_EXT_DEVICE void wait(SharedBarrier& barrier, int parity,
                            host::Location where = host::Location::current()) {
-  while (static_cast<int>(host::load(barrier, "wait", where).phase) == parity) {
-    if (!host::perform_copy(barrier)) host::pause("wait", where);
+  const auto goes_on = [&] {
+    return static_cast<int>(host::load(barrier, "wait", where).phase) == parity;
+  };
+  while (goes_on()) {
+    if (!host::has_copy(barrier)) {
+      host::pause("wait", where);
+      continue;
+    }
+    host::pause_until_idle("wait", where);
+    while (goes_on() && host::has_copy(barrier)) host::perform_copy(barrier);
   }
 }
 

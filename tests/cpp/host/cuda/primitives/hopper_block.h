@@ -1,10 +1,9 @@
 // What a block has on Hopper beside its threads and its shared memory: copies and matrix products
 // that are under way, and named barriers.
 //
-// Device::is_eager says when they happen. Late (the default), a copy's bytes arrive when a thread
-// has to wait for its barrier, and a product reads its operands when its result is waited for: what
-// is read too early, or overwritten too early by a thread, gives a wrong result. Eager, both happen
-// as soon as they are asked for: what is asked for too early does.
+// Device::copies_early and products_early say when they happen. Early: as soon as they are asked
+// for. Late (the default): when somebody waits for them and no thread can do anything else. What
+// is asked for too early, read too early or overwritten too early then gives a wrong result.
 #pragma once
 
 #include <cstring>

@@ -81,7 +81,7 @@ TORCH_EXT_DEVICE void copy_tile(void* shared, const TensorMap& tensor, const int
     state.bytes -= bytes;
     host::store(barrier, state);
   };
-  if (host::device().is_eager) return perform();
+  if (host::device().copies_early) return perform();
   host::hopper_block().copies.push_back({&barrier, perform});
   host::notify();
 }

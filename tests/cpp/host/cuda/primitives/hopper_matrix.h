@@ -13,6 +13,9 @@ namespace torch_ext::cuda {
 
 namespace host {
 
+// Sanitizers have nothing to find where this stands, and would make it several times slower.
+#define TORCH_EXT_UNSANITIZED __attribute__((no_sanitize("address", "undefined")))
+
 inline Warpgroup& warpgroup() {
   return hopper_block().warpgroups[running.thread->index / kWarpgroupSize];
 }
@@ -22,7 +25,8 @@ inline ProductThread& product_thread() {
 
 // Element (i, k) of an operand with rows i = 0 … 63 or 0 … N - 1 and the sum over k = 0 … 15, as
 // the instruction finds it by the descriptor's fields.
-inline uint16_t element(uint64_t descriptor, bool transposed, uint32_t i, uint32_t k) {
+TORCH_EXT_UNSANITIZED inline uint16_t element(uint64_t descriptor, bool transposed, uint32_t i,
+                                              uint32_t k) {
   const auto field = [descriptor](int bit) {
     return static_cast<uint32_t>(descriptor >> bit & 0x3fff) * 16;
   };
@@ -40,6 +44,11 @@ inline uint16_t element(uint64_t descriptor, bool transposed, uint32_t i, uint32
   uint16_t x;
   std::memcpy(&x, running.shared + (address - kSharedBase), 2);
   return x;
+}
+
+// b (16 x columns): row k of the sum.
+TORCH_EXT_UNSANITIZED inline void add_row(float* sums, float a, const float* b, int columns) {
+  for (int j = 0; j < columns; ++j) sums[j] += a * b[j];
 }
 
 // Adds A B to the accumulators that are on their way.
@@ -65,7 +74,7 @@ inline void execute(Warpgroup& group, int64_t index) {
       const uint32_t pair = p.a_values[quad + k % 8 / 2][i % 16 / 8 + k / 8 * 2];
       const auto half = static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16);
       const float a = p.decode(p.a_in_registers ? half : element(p.a, false, i, k));
-      for (int j = 0; j < columns; ++j) sums[j] += a * b[k * columns + j];
+      add_row(sums.data(), a, b.data() + k * columns, columns);
     }
     for (int j = 0; j < columns; ++j) accumulator(j) = sums[j];
   }
@@ -101,7 +110,7 @@ inline void issue(const Product& wanted, float* c, const uint32_t* a, const Loca
   entry->second.last_product = last;
   if (is_new) std::memset(c, 0xff, static_cast<size_t>(product.count) * sizeof(float));
   if (++product.issued < kWarpgroupSize) return;
-  if (device().is_eager) execute_until(group, last + 1);
+  if (device().products_early) execute_until(group, last + 1);
   notify();
 }
 
@@ -136,6 +145,7 @@ inline void wait_for_products(int pending, float* c, const Location& where) {
   while (end > 0 && group.products[static_cast<size_t>(end - 1)].issued < kWarpgroupSize) {
     pause("wait_for_products", where);
   }
+  if (group.executed < end) pause_until_idle("wait_for_products", where);
   execute_until(group, end);
   finish(group, self, end, where);
   if (self.in_flight.contains(c)) {
