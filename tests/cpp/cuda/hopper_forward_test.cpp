@@ -96,7 +96,7 @@ TEST(HopperForwardTest, Causal) {
 
 TEST(HopperForwardTest, Windows) {
   for (const Size& size : kSizes) {
-    for (const int64_t width : {0, 5, 130}) {
+    for (const int64_t width : {0, 1, 130}) {
       Options o = options_for(size.head_size, kDTypes[width % 2]);
       o.left = width;
       o.right = width / 2;
@@ -104,6 +104,22 @@ TEST(HopperForwardTest, Windows) {
       o.left = kUnlimited;
       o.right = -width - 1;  // rows without any key, then keys far behind
       expect_forward({1, 1, 1, 257, 300, size.head_size, size.head_size}, o);
+    }
+  }
+}
+
+// Windows that end where a tile does, for the first or the last query of a warpgroup, and beside
+// it.
+TEST(HopperForwardTest, WindowsThatEndWhereTilesDo) {
+  for (const Size& size : kSizes) {
+    const int64_t right = size.head_size == 256 ? 15 : 63, left = size.head_size == 256 ? 47 : 63;
+    for (const int64_t beside : {-1, 0, 1}) {
+      Options o = options_for(size.head_size, DType::BFloat16);
+      o.right = right + beside;
+      expect_forward({1, 1, 1, 190, 260, size.head_size, size.head_size}, o);
+      o.right = kUnlimited;
+      o.left = left + beside;
+      expect_forward({1, 1, 1, 190, 260, size.head_size, size.head_size}, o);
     }
   }
 }
