@@ -26,9 +26,8 @@ struct ForwardConsumer {
   unsigned tiles_begun = 0;  // tiles whose scores have been multiplied
   int query_parity = 0;
 
-  // Of the task at hand: the warpgroup's first query, this thread's first, and the keys that all
-  // queries of the warpgroup see.
-  int first_query = 0, query = 0;
+  // Of the task at hand: the warpgroup's first query, and the keys that all of its queries see.
+  int first_query = 0;
   KeyRange seen_by_all{};
   SoftmaxRows rows{};
 
@@ -52,11 +51,13 @@ struct ForwardConsumer {
 
   TORCH_EXT_DEVICE void begin_task(const Task& task) {
     first_query = task.query_tile * Tiles::kQueries + warpgroup * kWarpgroupRows;
-    query = first_query + warp_index() % 4 * 16 + lane_index() / 4;
     const int last = first_query + kWarpgroupRows - 1, length = p.visibility.query_length;
     seen_by_all = p.visibility.to_all(first_query, last < length ? last : length - 1);
     rows = {};
   }
+
+  // The first of this thread's two; the other is 8 below.
+  TORCH_EXT_DEVICE int query() const { return first_query + warp() * 16 + lane() / 4; }
 
   // Whether some query of the warpgroup does not see some key of these tiles; keys after the last
   // one, which are zeros, do not count.
@@ -78,6 +79,7 @@ struct ForwardConsumer {
     wait_for_products<0>(s);
     release(shared.key_free[key().stage()]);
     weigh(tile, s, alpha);
+    await_values();
     pack_weights<E>(weights, s);
     ++tiles_begun;
 
@@ -90,6 +92,7 @@ struct ForwardConsumer {
       wait_for_products<1>(s);
       release(shared.key_free[key().stage()]);
       weigh(tile - 1, s, alpha);
+      await_values();  // here: between the two waits for products the compiler keeps the softmax
       wait_for_products<0>(o);
       release(shared.value_free[value().stage()]);
       rescale(o, alpha);
@@ -126,9 +129,11 @@ struct ForwardConsumer {
     commit_products();
   }
 
+  // The values of the tile whose scores are there.
+  TORCH_EXT_DEVICE void await_values() { wait(shared.value_full[key().stage()], key().parity()); }
+
   // O += P V
   TORCH_EXT_DEVICE void multiply_values(Output& o, const Weights& weights) {
-    wait(shared.value_full[value().stage()], value().parity());
     const MatrixDescriptor v =
         describe_matrix(shared_address(shared.value[value().stage()]), Tiles::kKeyBlockBytes);
     begin_products();
@@ -143,7 +148,7 @@ struct ForwardConsumer {
   TORCH_EXT_DEVICE void weigh(int tile, Scores& s, float (&alpha)[2]) {
     const int begin = tile * kKeys;
     if (begin < seen_by_all.begin || begin + kKeys > seen_by_all.end) {
-      hide_keys(s, p.visibility, query, begin);
+      hide_keys(s, p.visibility, query(), begin);
     }
     advance_softmax(rows, s, alpha, p.scale_log2);
   }
@@ -161,7 +166,7 @@ struct ForwardConsumer {
   // This warp no longer reads a tile.
   TORCH_EXT_DEVICE void release(SharedBarrier& barrier) {
     warp_barrier();
-    if (lane_index() == 0) arrive(barrier);
+    if (lane() == 0) arrive(barrier);
   }
 
   TORCH_EXT_DEVICE void take_turn() {
@@ -191,9 +196,9 @@ struct ForwardConsumer {
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
       const float sum = quad_sum(rows.sum[r]), factor = 1 / sum;
-      const int64_t i = query + 8 * r;
+      const int64_t i = query() + 8 * r;
       const bool is_inside = i < problem.query_length;
-      E* const row = output + i * problem.output.row_stride + lane_index() % 4 * 8;
+      E* const row = output + i * problem.output.row_stride + lane() % 4 * 8;
       TORCH_EXT_UNROLL
       for (int column = 0; column < kHeadSize; column += 32) {
         Words words;
@@ -205,13 +210,13 @@ struct ForwardConsumer {
         transpose_quad(words.x);
         if (is_inside) *reinterpret_cast<Words*>(row + column) = words;
       }
-      if (is_inside && lane_index() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
+      if (is_inside && lane() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
     }
   }
 
   TORCH_EXT_DEVICE void store_exact_rows(int head) {
     for (int r = 0; r < 16; ++r) {
-      const int i = first_query + warp_index() % 4 * 16 + r;
+      const int i = first_query + warp() * 16 + r;
       if (i < p.problem.query_length) store_exact_row<E, kHeadSize>(p, head, i);
     }
   }

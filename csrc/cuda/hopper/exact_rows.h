@@ -22,7 +22,7 @@ TORCH_EXT_DEVICE float exact_score(const float (&q)[kColumns], const E* key) {
   float s = 0;
   TORCH_EXT_UNROLL
   for (int c = 0; c < kColumns; ++c) {
-    s = std::fma(q[c], to_float(key[c * kWarpSize + lane_index()]), s);
+    s = std::fma(q[c], to_float(key[c * kWarpSize + lane()]), s);
   }
   TORCH_EXT_UNROLL
   for (int mask = kWarpSize / 2; mask > 0; mask /= 2) s += shuffle_xor(s, mask);
@@ -43,7 +43,7 @@ TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int 
   float q[kColumns], o[kColumns];
   TORCH_EXT_UNROLL
   for (int c = 0; c < kColumns; ++c) {
-    q[c] = to_float(query[c * kWarpSize + lane_index()]);
+    q[c] = to_float(query[c * kWarpSize + lane()]);
     o[c] = 0;
   }
   float max = kNoScore, sum = 0;
@@ -58,16 +58,16 @@ TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int 
     const E* const v = value + j * problem.value.row_stride;
     TORCH_EXT_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      o[c] = std::fma(weight, to_float(v[c * kWarpSize + lane_index()]), o[c]);
+      o[c] = std::fma(weight, to_float(v[c * kWarpSize + lane()]), o[c]);
     }
   }
   E* const output = static_cast<E*>(problem.output.data) +
                     head_offset(problem, problem.output, head) + i * problem.output.row_stride;
   TORCH_EXT_UNROLL
   for (int c = 0; c < kColumns; ++c) {
-    output[c * kWarpSize + lane_index()] = from_float<E>(sum == 0 ? 0 : o[c] / sum);
+    output[c * kWarpSize + lane()] = from_float<E>(sum == 0 ? 0 : o[c] / sum);
   }
-  if (lane_index() == 0) store_logsumexp(p, head, i, max, sum);
+  if (lane() == 0) store_logsumexp(p, head, i, max, sum);
 }
 
 // Whether some of 16-bit elements are inf or NaN: `bytes`, a multiple of 16 * kWarpgroup, read by
@@ -78,7 +78,7 @@ TORCH_EXT_DEVICE bool finds_non_finite(const unsigned char* shared, int bytes) {
   constexpr uint32_t kExponents = std::is_same_v<E, BFloat16> ? 0x7f807f80 : 0x7c007c00;
   constexpr uint32_t kLowest = std::is_same_v<E, BFloat16> ? 0x00800080 : 0x04000400;
   uint32_t carry = 0;
-  for (int at = thread_index() % kWarpgroup * 16; at < bytes; at += kWarpgroup * 16) {
+  for (int at = reread_thread_index() % kWarpgroup * 16; at < bytes; at += kWarpgroup * 16) {
     const Words words = *reinterpret_cast<const Words*>(shared + at);
     TORCH_EXT_UNROLL
     for (const uint32_t x : words.x) carry |= (x & kExponents) + kLowest;

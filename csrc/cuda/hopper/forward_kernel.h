@@ -3,11 +3,11 @@
 // A block has one producing warpgroup, of which one thread starts all copies, and kConsumers
 // consuming ones with 64 queries each. Keys and values pass through rings of kStages tiles. Task:
 // one tile of queries of one head (schedule.h), its keys from the last visible tile to the first.
-// Reads Q once, K and V once per tile of queries; writes O, logsumexp and residual. Warpgroup w of
-// the consumers, with tiles j counted in the order they are read:
-//   S_j = Q K_jᵀ          products      while P_{j-1} V_{j-1} is computed, and, for small heads,
-//   P_j = exp(S_j - m)    softmax       while other warpgroups' products run
-//   O   = alpha O + P_j V_j
+// Reads Q once, K and V once per tile of queries; writes O, logsumexp and residual. What a
+// warpgroup does for tile j of those it reads, in this order:
+//   S_j = Q K_jᵀ; O = O + P_{j-1} V_{j-1}    products, started together
+//   P_j = exp(scale (S_j - m))               while the second product runs, and other warpgroups'
+//   O = alpha O
 #pragma once
 
 #include "cuda/hopper/consumer.h"

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cuda/hopper/parameters.h"
+#include "cuda/hopper/tiles.h"
 #include "cuda/primitives/numbers.h"
 
 namespace torch_ext::cuda::hopper {
@@ -38,7 +39,7 @@ TORCH_EXT_DEVICE float quad_max(float x) {
 template <int kCount>
 TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], const Visibility& visibility, int query,
                                 int first_key) {
-  const int column = first_key + lane_index() % 4 * 2;
+  const int column = first_key + lane() % 4 * 2;
   TORCH_EXT_UNROLL
   for (int r = 0; r < 2; ++r) {
     const KeyRange keys = visibility.to_any(query + 8 * r, query + 8 * r);
@@ -101,7 +102,7 @@ TORCH_EXT_DEVICE void pack_weights(uint32_t (&weights)[kCount / 8][4], const flo
 TORCH_EXT_DEVICE void transpose_quad(uint32_t (&x)[4]) {
   TORCH_EXT_UNROLL
   for (int mask = 1; mask <= 2; mask *= 2) {
-    const bool is_upper = (lane_index() & mask) != 0;
+    const bool is_upper = (lane() & mask) != 0;
     TORCH_EXT_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (i & mask) continue;

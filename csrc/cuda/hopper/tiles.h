@@ -9,6 +9,11 @@ namespace torch_ext::cuda::hopper {
 constexpr int kWarpgroup = 128;     // threads
 constexpr int kWarpgroupRows = 64;  // of a matrix product
 
+// A consuming thread's place in its warp, and its warp's in the warpgroup. Not held in registers,
+// which scores fill.
+TORCH_EXT_DEVICE int lane() { return reread_thread_index() % kWarpSize; }
+TORCH_EXT_DEVICE int warp() { return reread_thread_index() / kWarpSize % (kWarpgroup / kWarpSize); }
+
 // What limits each: the registers of a consuming thread hold a tile's scores (kKeys / 2), their
 // weights as 16-bit pairs (kKeys / 4) and the output (kHeadSize / 2); shared memory holds the
 // queries and kStages tiles of keys and of values.

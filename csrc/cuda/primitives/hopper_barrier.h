@@ -63,6 +63,13 @@ TORCH_EXT_DEVICE void arrive_at(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
+// thread_index(), read anew: where registers are scarce, one fewer is held.
+TORCH_EXT_DEVICE int reread_thread_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // A warpgroup, four warps that begin at a multiple of four, sets how many registers its threads
 // have: fewer than before, or more, for which it waits until others have given them up.
 template <int kRegisters>

@@ -3,7 +3,10 @@
 // copies and products that happen early or late, in several orders of the threads.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <vector>
 
 #include "compare.h"
 #include "cuda/hopper/forward_launch.h"
@@ -93,7 +96,7 @@ TEST(HopperForwardTest, Causal) {
 
 TEST(HopperForwardTest, Windows) {
   for (const Size& size : kSizes) {
-    for (const int64_t width : {0, 5, 130}) {
+    for (const int64_t width : {0, 1, 130}) {
       Options o = options_for(size.head_size, kDTypes[width % 2]);
       o.left = width;
       o.right = width / 2;
@@ -105,11 +108,27 @@ TEST(HopperForwardTest, Windows) {
   }
 }
 
+// Windows that end where a tile does, for the first or the last query of a warpgroup, and beside
+// it.
+TEST(HopperForwardTest, WindowsThatEndWhereTilesDo) {
+  for (const Size& size : kSizes) {
+    const int64_t right = size.head_size == 256 ? 15 : 63, left = size.head_size == 256 ? 47 : 63;
+    for (const int64_t beside : {-1, 0, 1}) {
+      Options o = options_for(size.head_size, DType::BFloat16);
+      o.right = right + beside;
+      expect_forward({1, 1, 1, 190, 260, size.head_size, size.head_size}, o);
+      o.right = kUnlimited;
+      o.left = left + beside;
+      expect_forward({1, 1, 1, 190, 260, size.head_size, size.head_size}, o);
+    }
+  }
+}
+
 // More tasks than blocks: rings and barriers go on from task to task, some of which have no keys.
 TEST(HopperForwardTest, ManyTasksPerBlock) {
   for (const Size& size : kSizes) {
     Options o = options_for(size.head_size, DType::BFloat16);
-    const Shape shape{2, 4, 2, size.queries + 40, size.keys + 30, size.head_size, size.head_size};
+    const Shape shape{1, 4, 2, size.queries + 40, size.keys + 30, size.head_size, size.head_size};
     expect_forward(shape, o);
     o.right = -150;
     expect_forward(shape, o);
@@ -126,6 +145,74 @@ TEST(HopperForwardTest, LayoutsAndGroups) {
       expect_forward({4, 6, key_heads, 3, 5, 64, 64}, o);
     }
   }
+}
+
+// One key and value for all of the batch.
+TEST(HopperForwardTest, BroadcastKeys) {
+  using Forward = void (*)(const ForwardProblem&);
+  const auto broadcast = [](const ForwardProblem& p, Forward forward) {
+    ForwardProblem q = p;
+    q.key.leading_strides[0] = q.value.leading_strides[0] = 0;
+    forward(q);
+  };
+  static const auto run = broadcast;
+  Case c({3, 2, 1, 70, 40, 64, 64}, options_for(64, DType::BFloat16));
+  const cuda::host::WithDevice with(hopper_device());
+  const auto want = c.run(+[](const ForwardProblem& p) { run(p, reference_forward); });
+  const auto got = c.run(+[](const ForwardProblem& p) { run(p, hopper_forward); });
+  expect_close(got[0], want[0], "output", {64, 0x1p-7});
+  expect_close_logsumexp(got, want, 64);
+}
+
+// Which block computes a task, and when, changes no bit.
+TEST(HopperForwardTest, SameBitsForAnyNumberOfBlocks) {
+  Options o = options_for(128, DType::Float16);
+  o.is_causal = true;
+  Case c({1, 4, 2, 300, 300, 128, 128}, o);
+  std::vector<std::vector<unsigned char>> results;
+  for (const int processors : {1, 3, 100}) {
+    cuda::host::Device device = hopper_device();
+    device.processors = processors;
+    const cuda::host::WithDevice with(device);
+    for (const Tensor& t : c.run(hopper_forward)) results.push_back(t.bytes());
+  }
+  for (size_t i = 3; i < results.size(); ++i) EXPECT_EQ(results[i], results[i % 3]);
+}
+
+TEST(HopperForwardTest, OperandsAreDescribedByTheirStrides) {
+  Problem p;
+  p.leading_dims = 4;
+  std::copy_n(std::initializer_list<int64_t>{2, 3, 5, 8}.begin(), 4, p.leading_sizes);
+  p.group = 4;
+  alignas(16) static uint16_t data[8];
+  Operand x;
+  x.data = data;
+  x.row_stride = 64;
+  x.col_stride = 1;
+  const auto describe = [&](std::initializer_list<int64_t> strides) {
+    std::copy(strides.begin(), strides.end(), x.leading_strides);
+    return hopper::describe_operand(p, x, 10, 64, p.group);
+  };
+  // Two heads of 640 elements; 5, 3 and 2 lie one after another.
+  const auto dense = describe({3 * 5 * 1280, 5 * 1280, 1280, 640});
+  ASSERT_TRUE(dense);
+  EXPECT_EQ(dense->tensor.sizes[2], 2 * 5 * 3 * 2);
+  EXPECT_EQ(dense->tensor.strides[2], 640);
+  EXPECT_EQ(dense->heads.divisor[0], 4);
+  EXPECT_EQ(dense->heads.size[0], 60);
+  EXPECT_EQ(dense->heads.size[1], 1);
+  // Without the dimension of size 5 two groups of dimensions are left.
+  const auto broadcast = describe({3 * 1280, 1280, 0, 640});
+  ASSERT_TRUE(broadcast);
+  EXPECT_EQ(broadcast->heads.size[0], 2);
+  EXPECT_EQ(broadcast->heads.divisor[1], 8 * 5);
+  EXPECT_EQ(broadcast->heads.size[1], 6);
+  EXPECT_EQ(broadcast->tensor.strides[3], 1280);
+  EXPECT_FALSE(describe({640, 1280 * 7, 1280 * 3, 1280 * 5}));      // four dimensions of heads
+  EXPECT_FALSE(describe({3 * 5 * 1280, 5 * 1280, 1280, 644}));      // not a multiple of 16 bytes
+  EXPECT_FALSE(describe({int64_t{1} << 40, 5 * 1280, 1280, 640}));  // too far apart
+  x.row_stride = 56;
+  EXPECT_FALSE(describe({3 * 5 * 1280, 5 * 1280, 1280, 640}));  // rows overlap
 }
 
 // What is asynchronous may happen at any time between the request and the wait, and threads may run

@@ -17,15 +17,11 @@ namespace {
 
 constexpr int kWarpSize = Schedule::kWarpSize, kMaxWarps = Schedule::kMaxWarps;
 
-// What threads wait for.
-struct Place {
+// Threads that have arrived at one place and wait for the others of their group.
+struct Meeting {
+  int arrived = 0;
   const char* name = nullptr;
   Location where;
-};
-
-// Threads that have arrived at one place and wait for the others of their group.
-struct Meeting : Place {
-  int arrived = 0;
   void* operands[kWarpSize * kMaxWarps];
 };
 
@@ -33,8 +29,9 @@ struct Fiber {
   explicit Fiber(void (*entry)()) : context(entry) {}
   Context context;
   Thread thread;
-  const Place* waits = nullptr;
-  Place paused;
+  // Where it waits if it cannot go on.
+  const char* name = nullptr;
+  Location where;
   bool ended = false;
 };
 
@@ -83,7 +80,6 @@ class Runner {
   const void* parameters_ = nullptr;
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  std::vector<int> paused_, paused_until_idle_;  // threads
   Context main_;
   Fiber* self_ = nullptr;
   std::exception_ptr error_;
@@ -91,6 +87,7 @@ class Runner {
 
   Schedule schedule_;
   Meeting of_warp_[kMaxWarps], of_block_;
+  std::vector<int> paused_, paused_until_idle_;  // threads
 };
 
 thread_local Runner runner;
@@ -199,7 +196,8 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
                              " wait elsewhere" + states());
   }
   meeting.operands[of_warp ? thread % kWarpSize : thread] = operand;
-  self.waits = &meeting;
+  self.name = name;
+  self.where = where;
   schedule_.sleep(thread);
   if (++meeting.arrived == (of_warp ? kWarpSize : grid_.threads)) {
     if (act != nullptr) act(meeting.operands, meeting.arrived);
@@ -224,8 +222,8 @@ void Runner::pause_until_idle(const char* name, const Location& where) {
 }
 
 void Runner::sleep(const char* name, const Location& where) {
-  self_->paused = {name, where};
-  self_->waits = &self_->paused;
+  self_->name = name;
+  self_->where = where;
   schedule_.sleep(self_->thread.index);
   switch_to(next());
 }
@@ -246,7 +244,7 @@ std::string Runner::states() {
     const Fiber& f = fiber(thread);
     if (f.ended) return "have ended";
     if (schedule_.can_go_on(thread)) return "can go on";
-    return std::string("wait at ") + f.waits->name + " (" + to_string(f.waits->where) + ")";
+    return std::string("wait at ") + f.name + " (" + to_string(f.where) + ")";
   };
   std::string text;
   for (int first = 0, thread = 0; first < grid_.threads; first = thread) {

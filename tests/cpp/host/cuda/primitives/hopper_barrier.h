@@ -121,6 +121,8 @@ TORCH_EXT_DEVICE void arrive_at(int barrier, int threads,
   host::count_at(barrier, threads, "arrive_at", where);
 }
 
+TORCH_EXT_DEVICE int reread_thread_index() { return thread_index(); }
+
 template <int kRegisters>
 TORCH_EXT_DEVICE void give_up_registers() {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256);
