@@ -1,0 +1,151 @@
+"""Builds, tests and measures on a machine with a GPU, with the Python and torch that it has.
+
+    make gpu                                     # all of it, in ten minutes, into runs/gpu
+    make gpu ARGS="--only 'long, D 128'"         # of the measurements a part
+    make gpu ARGS="--stages build,measure"
+    make gpu ARGS=--dry-run                      # on the CPU, tiny: does the machinery run?
+
+No network is used and nothing is installed. The library is built in build/gpu for this GPU alone.
+What fails is written into report.md, and the rest goes on; a step that hangs is ended. Everything
+is written as it is found, so that what is ended early leaves what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import cases, control, programs
+from benchmarks.gpu.programs import Timer
+from benchmarks.gpu.report import PARTS, PICTURES, Report, describe
+from benchmarks.gpu.stages import STAGES, Machine, Outcome
+from benchmarks.options import new_parser, positive
+
+RESULTS = Path("runs/gpu")
+MINUTES = 9.5
+SECONDS = 1.0  # for a measurement
+LOG = "log.txt"
+FOR_PICTURES = 5.0
+DRY_TESTS = "test_tangent and float32"
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options, each checked."""
+    parser = new_parser("make gpu", __doc__, "measurements whose name contains this")
+    names = (*STAGES, "measure")
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="on the CPU, with tiny sizes")
+    add("--minutes", type=positive(float), default=MINUTES, help="in all (default: %(default)s)")
+    add("--seconds", type=positive(float), help=f"for a measurement (default: {SECONDS})")
+    add("--stages", default=",".join(names), help="which of them (default: %(default)s)")
+    add("--tests", default="", metavar="TEXT", help="which of the tests, as for pytest -k")
+    add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.dry_run and not options.tests:
+        options.tests = DRY_TESTS
+    options.stages = options.stages.split(",")
+    unknown = set(options.stages) - set(names)
+    if unknown:
+        parser.error(f"--stages: expected some of {', '.join(names)}, but got {sorted(unknown)}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out: expected a folder, but got the file '{options.out}'")
+    if not options.dry_run and not torch.cuda.is_available():
+        parser.error(
+            f"torch {torch.__version__} of {sys.executable} sees no GPU; --dry-run needs none"
+        )
+    options.names = [step.name for step in cases.steps() if options.only in step.name]
+    if not options.names:
+        names = "\n  ".join(step.name for step in cases.steps())
+        parser.error(f"--only: no measurement has '{options.only}' in its name:\n  {names}")
+    return options
+
+
+def prepare(folder: Path) -> Path:
+    """Makes the folder, without the results of an earlier run; returns the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*(f"{part}.csv" for part in PARTS), *PICTURES, LOG, "report.md"):
+        (folder / name).unlink(missing_ok=True)
+    return folder.resolve() / LOG
+
+
+def run_stage(name: str, machine: Machine, timer: Timer) -> Outcome:
+    """One of them, within its time; whatever it raises is a failure."""
+    function, seconds = STAGES[name]
+    begin = time.monotonic()
+    try:
+        outcome = function(machine, Timer(min(seconds, timer.left)))
+    except Exception as error:
+        outcome = Outcome("failed", f"{type(error).__name__}: {error}")
+    outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def progress(names: list[str]) -> Iterator[str]:
+    """A bar if there is tqdm, or a line for each."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        for i, name in enumerate(names):
+            print(f"[{i + 1}/{len(names)}] {name}", flush=True)
+            yield name
+        return
+    with tqdm(names, unit="step", mininterval=1.0) as bar:
+        for name in bar:
+            bar.set_description(name)
+            yield name
+
+
+def measure(options: argparse.Namespace, machine: Machine, timer: Timer, report: Report) -> Outcome:
+    """All steps for which there is time."""
+    seconds = options.seconds or (0.01 if machine.is_dry else SECONDS)
+    arguments = ["--device", machine.device, "--seconds", str(seconds)]
+    where = {"cwd": machine.site, "env": programs.environment()}
+    answers = control.measure(options.names, arguments, timer, machine.log, **where)
+    count = 0
+    for step in progress(options.names):
+        _, answer = next(answers, (step, None))
+        if answer is None:
+            break
+        count += 1
+        if "row" in answer:
+            report.add_row(step.partition(":")[0], answer["row"])
+        else:
+            report.add_failure(step, answer["error"])
+    answers.close()
+    text = f"{count} of {len(options.names)} steps, {len(report.failed)} failed"
+    done = "passed" if count == len(options.names) else "stopped"
+    return Outcome("failed" if report.failed else done, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 where everything that was asked for passed."""
+    options = parse_options(arguments)
+    programs.leave_when_told()
+    timer = Timer(options.minutes * 60)
+    machine = Machine("cpu" if options.dry_run else "cuda", prepare(options.out), options.tests)
+    report = Report(options.out, {"machine": describe(machine.device)})
+    report.save()
+    verdicts = []
+    for name in options.stages:
+        print(f"{name} …", flush=True)
+        if name == "measure":
+            begin = time.monotonic()
+            outcome = measure(options, machine, Timer(timer.left - FOR_PICTURES), report)
+            outcome.seconds = time.monotonic() - begin
+        else:
+            outcome = run_stage(name, machine, timer)
+        print(f"{name}: {outcome.verdict}: {outcome.text} ({outcome.seconds:.0f} s)", flush=True)
+        report.add_stage(name, outcome)
+        verdicts.append(outcome.verdict)
+    report.draw()
+    print(f"saved in {options.out}: read report.md first, {LOG} says more")
+    return 1 if {"failed", "stopped"} & set(verdicts) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
