@@ -159,8 +159,9 @@ def gpu_speeds(rows: list[Row]) -> Figure:
     for y, row in enumerate(rows):
         speed, ms = float(row["TFLOP/s"]), float(row["ms"])
         axes.barh(y, speed, height=0.75, color=COLOURS.get(row["what"], OTHER))
-        ceiling = speed / (float(row["share of matmul"].rstrip("%")) / 100)
-        axes.plot([ceiling] * 2, [y - 0.45, y + 0.45], color="0.6", linewidth=2)
+        share = float(row["share of matmul"].rstrip("%")) / 100
+        if share:
+            axes.plot([speed / share] * 2, [y - 0.45, y + 0.45], color="0.6", linewidth=2)
         for name, marker in GPU_MARKERS.items():
             if row[f"{name} ms"]:
                 theirs = speed * ms / float(row[f"{name} ms"])

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,6 @@ MINUTES = 9.5
 SECONDS = 1.0  # for a measurement
 LOG = "log.txt"
 FOR_PICTURES = 5.0
-DRY_TESTS = "test_tangent and float32"
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,8 +46,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tests", default="", metavar="TEXT", help="which of the tests, as for pytest -k")
     add("--out", type=Path, default=RESULTS, metavar="FOLDER", help="default: %(default)s")
     options = parser.parse_args(arguments)
-    if options.dry_run and not options.tests:
-        options.tests = DRY_TESTS
     options.stages = options.stages.split(",")
     unknown = set(options.stages) - set(names)
     if unknown:
@@ -75,58 +73,56 @@ def prepare(folder: Path) -> Path:
 
 def run_stage(name: str, machine: Machine, timer: Timer) -> Outcome:
     """One of them, within its time; whatever it raises is a failure."""
-    function, seconds = STAGES[name]
     begin = time.monotonic()
     try:
-        outcome = function(machine, Timer(min(seconds, timer.left)))
+        outcome = STAGES[name][0](machine, timer)
     except Exception as error:
         outcome = Outcome("failed", f"{type(error).__name__}: {error}")
     outcome.seconds = time.monotonic() - begin
     return outcome
 
 
-def progress(names: list[str]) -> Iterator[str]:
+Answers = Iterator[tuple[str, dict[str, Any]]]
+
+
+def progress(answers: Answers, count: int) -> Answers:
     """A bar if there is tqdm, or a line for each."""
     try:
         from tqdm import tqdm
     except ImportError:
-        for i, name in enumerate(names):
-            print(f"[{i + 1}/{len(names)}] {name}", flush=True)
-            yield name
+        for i, (step, answer) in enumerate(answers):
+            print(f"[{i + 1}/{count}] {step}", flush=True)
+            yield step, answer
         return
-    with tqdm(names, unit="step", mininterval=1.0) as bar:
-        for name in bar:
-            bar.set_description(name)
-            yield name
+    with tqdm(answers, total=count, unit="step", mininterval=1.0) as bar:
+        for step, answer in bar:
+            bar.set_description(step, refresh=False)
+            yield step, answer
 
 
 def measure(options: argparse.Namespace, machine: Machine, timer: Timer, report: Report) -> Outcome:
     """All steps for which there is time."""
+    begin, count = time.monotonic(), 0
     seconds = options.seconds or (0.01 if machine.is_dry else SECONDS)
     arguments = ["--device", machine.device, "--seconds", str(seconds)]
     where = {"cwd": machine.site, "env": programs.environment()}
     answers = control.measure(options.names, arguments, timer, machine.log, **where)
-    count = 0
-    for step in progress(options.names):
-        _, answer = next(answers, (step, None))
-        if answer is None:
-            break
+    for step, answer in progress(answers, len(options.names)):
         count += 1
         if "row" in answer:
             report.add_row(step.partition(":")[0], answer["row"])
         else:
             report.add_failure(step, answer["error"])
-    answers.close()
     text = f"{count} of {len(options.names)} steps, {len(report.failed)} failed"
     done = "passed" if count == len(options.names) else "stopped"
-    return Outcome("failed" if report.failed else done, text)
+    return Outcome("failed" if report.failed else done, text, seconds=time.monotonic() - begin)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 where everything that was asked for passed."""
     options = parse_options(arguments)
     programs.leave_when_told()
-    timer = Timer(options.minutes * 60)
+    timer = Timer(options.minutes * 60 - FOR_PICTURES)
     machine = Machine("cpu" if options.dry_run else "cuda", prepare(options.out), options.tests)
     report = Report(options.out, {"machine": describe(machine.device)})
     report.save()
@@ -134,11 +130,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.stages:
         print(f"{name} …", flush=True)
         if name == "measure":
-            begin = time.monotonic()
-            outcome = measure(options, machine, Timer(timer.left - FOR_PICTURES), report)
-            outcome.seconds = time.monotonic() - begin
-        else:
-            outcome = run_stage(name, machine, timer)
+            outcome = measure(options, machine, timer, report)
+        else:  # the last one may take all the time there is
+            most = STAGES[name][1] if name != options.stages[-1] else timer.left
+            outcome = run_stage(name, machine, Timer(min(most, timer.left)))
         print(f"{name}: {outcome.verdict}: {outcome.text} ({outcome.seconds:.0f} s)", flush=True)
         report.add_stage(name, outcome)
         verdicts.append(outcome.verdict)

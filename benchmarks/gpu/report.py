@@ -116,9 +116,23 @@ class Report:
         """The pictures, where there is matplotlib."""
         try:
             from benchmarks import plots
-        except ImportError:
+        except ImportError as error:
+            self.lists["pictures"] = [f"none: {error}"]
+            self.save()
             return
         plots.draw_gpu(self.found.get("cases", []), self.folder)
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """Each note once, with the rows that have it."""
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        for note in filter(None, row.get("notes", "").split("; ")):
+            where.setdefault(note, []).append(f"{row['case']}, {row['dtype']}, {row['what']}")
+    return [
+        f"{note} ({', '.join(names) if len(names) < 3 else f'{len(names)} rows'})"
+        for note, names in where.items()
+    ]
 
 
 def bullets(lines: list[str], most: int = 100) -> str:
@@ -135,13 +149,8 @@ def measurements(found: dict[str, list[Row]], pictures: str) -> Iterable[str]:
     for part in parts:
         yield f"## {HEADINGS[part]}"
         yield tables.markdown(found[part], leave_out=LEFT_OUT)
-        notes = [
-            f"{row['case']}, {row['dtype']}, {row['what']}: {row['notes']}"
-            for row in found[part]
-            if row.get("notes")
-        ]
-        if notes:
+        if notes := _notes(found[part]):
             yield bullets(notes)
         if part == "cases":
-            for name in PICTURES:
-                yield f"![{name.partition('.')[0].capitalize()} of the cases]({pictures}{name})"
+            yield f"![Speeds of the cases]({pictures}speeds.png)"
+            yield f"![Ratios of the cases]({pictures}ratios.png)"
