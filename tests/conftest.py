@@ -35,6 +35,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """What is made without naming a device, modules too, is made on this one.
+
+    Not for tests that compare with the oracle, which lives on the CPU.
+    """
+    with torch.device(device):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(20250131)
