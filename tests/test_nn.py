@@ -545,17 +545,20 @@ def test_scripted_module_trains() -> None:
         assert_close(grads, expected, **NEAR)
 
 
-@on_device
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_block_compiles_in_one_graph(fresh_dynamo: None, dynamic: bool) -> None:
-    block, inputs = Block(), block_inputs()
+def test_block_compiles_in_one_graph(
+    fresh_dynamo: None, dynamic: bool, device: torch.device
+) -> None:
+    with device:  # only here: the compiler traces such a context into the block
+        block, inputs = Block(), block_inputs()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     assert_same_with_gradients(compiled(*inputs), block(*inputs), [inputs[0]])
 
 
-@on_device
-def test_modules_compile_in_one_graph(fresh_dynamo: None) -> None:
-    for module, inputs in modules():
+def test_modules_compile_in_one_graph(fresh_dynamo: None, device: torch.device) -> None:
+    with device:
+        pairs = modules()
+    for module, inputs in pairs:
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert_close(compiled(*inputs), module(*inputs), **NEAR)
 
