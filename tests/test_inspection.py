@@ -89,7 +89,6 @@ def test_rows_that_were_not_asked_for_have_no_gradient() -> None:
     assert query.grad[[1, 4]].ne(0).all()
 
 
-@on_device
 def test_rows_out_of_range_are_refused() -> None:
     query, key = torch.randn(6, 4), torch.randn(7, 4)
     for rows in ([6], [-7]):

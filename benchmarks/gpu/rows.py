@@ -25,7 +25,7 @@ PATHS = {
 }
 DETERMINISTIC = ("cuDNN", "flash")  # whose backward is measured in this mode, too
 OTHERS = ("SDPA", *PATHS, "math", *(f"{name}, deterministic" for name in DETERMINISTIC))
-MOST_SCORES = 2**32  # bytes of one matrix of scores, of which the math path keeps several
+MOST_SCORES = 2**31  # bytes of one matrix of scores, of which the math path keeps several
 MATMUL = {"bfloat16": 8192, "float16": 8192, "float32": 4096, "float64": 4096}
 COPIED = 2**30  # bytes
 SPEEDS = ("TFLOP/s", "share of matmul", "GB/s", "share of copy")

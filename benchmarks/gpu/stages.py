@@ -43,9 +43,10 @@ class Machine:
         """Where programs run, and import torch_ext from."""
         return TREE / "site" if (PACKAGE / SHARED_OBJECT).exists() and not self.is_dry else ROOT
 
-    def run(self, command: list[str | Path], seconds: float) -> int | None:
-        """A program that imports torch_ext."""
-        return programs.run(command, self.log, seconds, cwd=self.site, env=programs.environment())
+    def run(self, command: list[str | Path], seconds: float, **more: str) -> int | None:
+        """A program that imports torch_ext, with more in its environment."""
+        environment = {**programs.environment(), **more}
+        return programs.run(command, self.log, seconds, cwd=self.site, env=environment)
 
 
 @dataclass
@@ -121,10 +122,12 @@ def sanitizer(machine: Machine, timer: Timer) -> Outcome:
         return Outcome("left out", "a dry run" if machine.is_dry else "it is not found")
     lines, verdicts = [], []
     for i, tool in enumerate(TOOLS):
-        options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        command = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
+        command += [*_operators(machine), "--few"]
         limit = timer.left / (len(TOOLS) - i)
         begin = time.monotonic()
-        status = machine.run([program, *options, *_operators(machine), "--few"], limit)
+        # With torch's cache the end of a tensor would lie amid memory that is there, too.
+        status = machine.run(command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         verdicts.append(by_status(status))
         lines.append(f"{tool}: {verdicts[-1]} after {time.monotonic() - begin:.0f} s")
     worst = next((x for x in ("failed", "stopped") if x in verdicts), "passed")
