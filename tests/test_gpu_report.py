@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import tables
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import cases, control, docs, programs, report, shares, stages
+from benchmarks.gpu import cases, clock, control, docs, programs, report, shares, stages
 from benchmarks.gpu.programs import Timer
 from benchmarks.gpu.stages import Machine, Outcome
 
@@ -80,6 +81,7 @@ def test_worker_that_hangs_or_breaks_is_replaced(
 TESTS = """
 import os, time
 import pytest
+import torch
 
 @pytest.mark.parametrize("device", ["cpu"])
 class TestAll:
@@ -231,3 +233,55 @@ def test_document_gets_the_measurements(
 def test_own_document_has_the_markers() -> None:
     text = (ROOT / "docs" / "cuda.md").read_text("utf-8")
     assert docs.replaced(text, "new", docs.BEGIN, docs.END)
+
+
+# ---- The clock, on a simulated device ------------------------------------------------------------
+
+
+class Device:
+    """A queue of work: calls take time to queue, more time to run, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, queueing: float, running: float) -> None:
+        self.now, self.free, self.count = 0.0, 0.0, 0
+        self.queueing, self.running = queueing, running
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.time = device.free = max(device.now, device.free)
+
+            def synchronize(self) -> None:
+                device.now = max(device.now, self.time)
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.time - self.time) * 1e3
+
+        def sleep(cycles: int) -> None:
+            device.free = max(device.now, device.free) + cycles / clock.CYCLES
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "_sleep", sleep)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(clock.time, "perf_counter", lambda: device.now)
+
+    def call(self) -> None:
+        self.count += 1
+        self.now += self.queueing
+        self.free = max(self.now, self.free) + self.running
+
+
+@pytest.mark.parametrize(
+    ("queueing", "running", "calls"), [(1e-5, 1e-4, 20), (1e-4, 1e-5, 20), (1e-5, 0.5, 1)]
+)
+def test_clock_leaves_launches_out(
+    queueing: float, running: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device(monkeypatch, queueing, running)
+    read = clock.Clock("cuda")
+    assert read(device.call) == pytest.approx(running, rel=1e-6)
+    device.count = 0
+    assert read(device.call) == pytest.approx(running, rel=1e-6)
+    assert calls <= device.count <= calls + 1
