@@ -17,6 +17,11 @@ import torch
 
 import torch_ext
 
+# What results are compared with is PyTorch at its best.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
 THREADS = 2
 DEVICES = ["cpu"]
 if torch_ext.cuda_architectures() and torch.cuda.is_available():

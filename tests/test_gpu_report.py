@@ -128,7 +128,7 @@ def test_stage_that_raises_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path:
     def broken(machine: Machine, timer: Timer) -> Outcome:
         raise OSError("no space left")
 
-    monkeypatch.setitem(stages.STAGES, "build", (broken, 1.0))
+    monkeypatch.setitem(stages.STAGES, "build", broken)
     outcome = gpu.run_stage("build", Machine("cuda", tmp_path / "log"), Timer(1))
     assert (outcome.verdict, outcome.text) == ("failed", "OSError: no space left")
 
