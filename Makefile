@@ -8,7 +8,6 @@ CUDA ?= AUTO
 CUDA_ARCHITECTURES ?= 80;90a
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
-OUT ?= runs/language_model
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
@@ -29,15 +28,15 @@ TIDY_FILES = $(shell find csrc -name '*.cpp')
 PYTHON_FILES := setup.py cmake tools torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context derivatives test bench bench-check bench-readme tune build registers \
-	sanitize lint format tidy wheel clean another-python
+.PHONY: help train context derivatives test bench bench-check bench-readme tune gpu gpu-docs build \
+	registers sanitize lint format tidy wheel clean another-python
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Variables, as in: make train OUT=runs/short ARGS="--steps 100"'
 	@echo '  ARGS    options of the program that the target runs; ARGS=--help lists them'
-	@echo '  OUT     folder for what make train makes ($(OUT))'
+	@echo '  OUT     folder for what make train or make gpu makes (runs/language_model, runs/gpu)'
 	@echo '  PYTHON  interpreter for $(VENV), 3.10 to 3.13 (the first such that is found)'
 	@echo '  CXX     C++ compiler (c++); after another one: make clean'
 	@echo '  JOBS    files to compile at once ($(JOBS))'
@@ -74,6 +73,7 @@ build: $(PACKAGES) ## build torch_ext/libtorch_ext.so
 # ---- What it is for ----------------------------------------------------------
 
 # train.py leaves with 1 where it saved a model that is not good enough, with more where it saved none.
+train: OUT ?= runs/language_model
 train: build ## train the language model, then run it in C++ without Python
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target generate
 	@$(if $(findstring --out,$(ARGS)),$(error the folder is named by OUT, not in ARGS))
@@ -103,6 +103,15 @@ tune: build ## try other numbers than those of csrc/cpu/choices.h
 
 bench-readme: $(PACKAGES) ## write the README's performance section from runs/benchmark
 	$(PROGRAM) -m benchmarks.readme $(ARGS)
+
+# With the Python and the torch that the machine has, not those of .venv.
+gpu: OUT ?= runs/gpu
+gpu: ## on a machine with a GPU: build, test and measure with its own Python and torch
+	@$(if $(findstring --out,$(ARGS)),$(error the folder is named by OUT, not in ARGS))
+	"$(or $(PYTHON),python3)" -m benchmarks.gpu --out "$(OUT)" $(ARGS)
+
+gpu-docs: $(PACKAGES) ## write the measurements of docs/cuda.md from runs/gpu
+	$(PROGRAM) -m benchmarks.gpu.docs $(ARGS)
 
 test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)

@@ -17,6 +17,11 @@ import torch
 
 import torch_ext
 
+# What results are compared with is PyTorch at its best.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
 THREADS = 2
 DEVICES = ["cpu"]
 if torch_ext.cuda_architectures() and torch.cuda.is_available():
@@ -33,6 +38,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that this machine has and this build has kernels for."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """What is made without naming a device, modules too, is made on this one.
+
+    Not for tests that compare with the oracle, which lives on the CPU.
+    """
+    with torch.device(device):
+        yield
 
 
 @pytest.fixture(autouse=True)
