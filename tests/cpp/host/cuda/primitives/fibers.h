@@ -29,6 +29,7 @@ struct Order {
 struct Device {
   int processors = 3;
   int64_t shared_memory_limit = 163 * 1024;
+  int64_t grid_limit = (int64_t{1} << 31) - 1;  // blocks of one launch
   Order order;
 };
 Device& device();
