@@ -102,9 +102,8 @@ class GradientTask {
                                 typename Tile::Fragments& x, VisibleBits& visible,
                                 T (&sums)[2][kRowSums]) {
     if (!x_.has_options && !is_exact) {
-      const Tile tile(x_, place);
-      has_hidden_ |= !tile.is_inside();
-      return tile.plain(x, sums);
+      has_hidden_ |= !Tile(x_, place).plain(x, sums);
+      return;
     }
     has_hidden_ = true;
     // Copies, so that only they lie in local memory.
