@@ -32,6 +32,6 @@ bool rounds_weights(const cpu::Implementation&, DType dtype) {
   return dtype == DType::BFloat16 || dtype == DType::Float16;
 }
 
-Sampling sampling() { return {12, 20000, 11}; }
+Sampling sampling() { return {8, 20000, 13}; }
 
 }  // namespace torch_ext::test
