@@ -119,7 +119,8 @@ test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@$(CONFIGURE) -DTORCH_EXT_TESTS=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target all --target generate
 	@status=0; set -x; \
-		$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error || status=1; \
+		$(BIN)/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure \
+			--no-tests=error || status=1; \
 		$(WITH_HEADERS) $(RUN) -m pytest $(ARGS) || status=1; \
 		exit $$status
 
@@ -133,7 +134,8 @@ sanitize: $(PACKAGES) ## run the CUDA kernels on the CPU under address and undef
 	@$(CONFIGURE) -B $(BUILD)/sanitize -DTORCH_EXT_CUDA=OFF -DTORCH_EXT_TESTS=ON \
 		-DTORCH_EXT_SANITIZE=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
 	@$(CMAKE) --build $(BUILD)/sanitize --parallel $(JOBS) --target cuda_tests
-	$(BUILD)/sanitize/cuda_tests --gtest_brief=1
+	$(BIN)/ctest --test-dir $(BUILD)/sanitize --tests-regex cuda_tests --parallel $(JOBS) \
+		--output-on-failure --no-tests=error
 
 lint: $(LINTERS) ## check formatting, style and types
 	$(BIN)/ruff check $(PYTHON_FILES)

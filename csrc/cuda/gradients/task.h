@@ -103,9 +103,8 @@ class GradientTask {
                                 T (&sums)[2][kRowSums]) {
     if constexpr (K::kResult != Result::kBiasGradient) {  // a bias is an option
       if (!x_.has_options && !is_exact) {
-        const Tile tile(x_, place);
-        has_hidden_ |= !tile.is_inside();
-        return tile.plain(x, sums);
+        has_hidden_ |= !Tile(x_, place).plain(x, sums);
+        return;
       }
     }
     has_hidden_ = true;

@@ -88,9 +88,10 @@ class GradientTile {
 
   TORCH_EXT_DEVICE bool is_inside() const { return scores_.is_inside(); }
 
-  // Without options: in registers.
-  TORCH_EXT_DEVICE void plain(Fragments& x, T (&sums)[2][kRowSums]) const {
+  // Without options: in registers. Returns whether every entry counts.
+  TORCH_EXT_DEVICE bool plain(Fragments& x, T (&sums)[2][kRowSums]) const {
     const bool is_inside = scores_.is_inside();
+    bool all_count = is_inside;
     const T scale = static_cast<T>(p_.scale);
     TORCH_EXT_UNROLL
     for (int n = 0; n < kColumns / 8; ++n) TORCH_EXT_UNROLL
@@ -108,9 +109,13 @@ class GradientTile {
                                                              K::kOwnsKeys ? down : across);
         score.value = scale * x.s.x[n][2 * half + pair];
         if constexpr (!K::kOwnsKeys) numbers = place_.own_rows[half];
+        const bool row_counts = numbers.lse != kInfinity<T>;
+        score.is_visible &= row_counts;
+        all_count &= row_counts;
         use(score, 1, 0, numbers, x, n, 2 * half + pair, sums[half]);
       }
     }
+    return all_count;
   }
 
   // With every option, and which entries are visible. Rolled, on copies in local memory.

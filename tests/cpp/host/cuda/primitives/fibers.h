@@ -30,6 +30,7 @@ struct Order {
 struct Device {
   int processors = 3;
   int64_t shared_memory_limit = 163 * 1024;
+  int64_t grid_limit = (int64_t{1} << 31) - 1;  // blocks of one launch
   Order order;
   // Whether what Hopper does asynchronously happens as soon as it may, or as late.
   bool copies_early = false, products_early = false;

@@ -9,7 +9,6 @@
 
 namespace torch_ext::cuda {
 
-constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
 constexpr int64_t kMaxParameterBytes = 32764;
 
 inline int64_t shared_memory_limit(const Stream&) { return host::device().shared_memory_limit; }
@@ -26,7 +25,7 @@ void launch(const Stream&, int64_t blocks, int64_t shared_bytes,
   if (blocks <= 0) return;
   const Parameters copy = parameters;
   host::run(
-      {Kernel::kName, std::min(blocks, kMaxBlocks), Kernel::kThreads, shared_bytes},
+      {Kernel::kName, std::min(blocks, host::device().grid_limit), Kernel::kThreads, shared_bytes},
       [](const void* p) { Kernel::run(*static_cast<const Parameters*>(p)); }, &copy);
 }
 
