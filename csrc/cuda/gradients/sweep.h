@@ -32,7 +32,7 @@ class SweepTask : public GradientTask<E, K> {
     TORCH_EXT_KEEP_LOOP
     for (bool again = true; again; is_exact = true) {
       attempt(is_exact);
-      again = block_any(has_hidden_ && !all_finite(out_)) && !is_exact;
+      again = block_any(has_hidden_) && block_any(!all_finite(out_)) && !is_exact;
     }
     store();
   }
