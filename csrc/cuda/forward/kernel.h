@@ -33,9 +33,13 @@ class ForwardTask {
   TORCH_EXT_DEVICE void run(const ForwardTaskIndex& task) {
     task_ = task;
     query_ = task.tile * kRows;
-    attempt(false);
-    // 0 times what is hidden was NaN, where that is inf or NaN: once more, without it.
-    if (block_any(has_hidden_ && !all_finite(o_))) attempt(true);
+    // 0 times what is hidden is NaN, where that is inf or NaN: then once more, without it.
+    bool is_exact = false;
+    TORCH_EXT_KEEP_LOOP
+    for (bool again = true; again; is_exact = true) {
+      attempt(is_exact);
+      again = block_any(has_hidden_ && !all_finite(o_)) && !is_exact;
+    }
     store();
   }
 
@@ -47,15 +51,16 @@ class ForwardTask {
     block_barrier();
     chunks_.start(query_, {keys.begin, keys.end, 1});
     clear();
-    for (int64_t tile = keys.begin; tile < keys.end; ++tile) visit(tile * kOther, is_exact);
+    for (int tile = keys.begin; tile < keys.end; ++tile)
+      visit(static_cast<int64_t>(tile) * kOther, is_exact);
     chunks_.finish();
   }
 
   TORCH_EXT_DEVICE TileRange keys_of_split() const {
     TileRange keys = visible_key_tiles(p_, query_, kRows, kOther);
     const int64_t first = task_.split * x_.split_tiles, last = first + x_.split_tiles;
-    if (keys.begin < first) keys.begin = first;
-    if (keys.end > last) keys.end = last;
+    if (keys.begin < first) keys.begin = static_cast<int>(first);
+    if (keys.end > last) keys.end = static_cast<int>(last);
     return keys.begin < keys.end ? keys : TileRange{0, 0};
   }
 

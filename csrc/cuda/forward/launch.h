@@ -53,23 +53,21 @@ void launch_forward_kernel(ForwardParameters x, const Launch& on) {
   launch<Kernel>(on.stream, x.tasks(), Task::Chunks::shared_bytes(own_chunks, x.keeps_own), x);
 }
 
-// More warps share what a block reads, where there are queries for them.
-template <class E, int kSlice>
-void launch_forward_slices(const ForwardParameters& x, const Launch& on) {
-  if constexpr (kByMatrixUnit<E>) {
-    if (x.problem.query_length > kSplitQueries) return launch_forward_kernel<E, 8, kSlice>(x, on);
-  }
-  launch_forward_kernel<E, 4, kSlice>(x, on);
-}
-
 template <class E>
 void forward(const ForwardProblem& p, const Launch& on) {
+  constexpr int kSlice = sizeof(E) == 8 ? 64 : 128;  // what fits in registers
   ForwardParameters x = forward_parameters<E>(p);
   x.workspace = on.workspace;
-  if (sizeof(E) <= 4 && p.value_head_size > 64)
-    launch_forward_slices<E, sizeof(E) <= 4 ? 128 : 64>(x, on);
-  else
-    launch_forward_slices<E, 64>(x, on);
+  // More warps share what a block reads, where there are queries for them. Without the matrix units
+  // it is the arithmetic that takes time.
+  if constexpr (kByMatrixUnit<E>) {
+    if (p.query_length > kSplitQueries)
+      launch_forward_kernel<E, 8, kSlice>(x, on);
+    else
+      launch_forward_kernel<E, 4, kSlice>(x, on);
+  } else {
+    launch_forward_kernel<E, 4, kSlice>(x, on);
+  }
   if (x.splits > 1) launch<MergeKernel<E>>(on.stream, MergeKernel<E>::blocks(x), 0, x);
 }
 

@@ -37,7 +37,7 @@ class BiasTask : public GradientTask<E, Kind<Result::kBiasGradient, kSecond>> {
   }
 
   TORCH_EXT_DEVICE void run(int64_t index) {
-    column_ = index % columns(x_);
+    column_ = static_cast<int>(index % columns(x_));
     index /= columns(x_);
     row_ = index % rows(x_);
     const SharedHeads heads(p_, p_.grad_bias);
@@ -67,8 +67,8 @@ class BiasTask : public GradientTask<E, Kind<Result::kBiasGradient, kSecond>> {
     block_barrier();
     this->read_own_rows(place);
     chunks_.start(place.query, {tiles.begin, tiles.end, 1});
-    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-      place.key = tile * kOther;
+    for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+      place.key = static_cast<int64_t>(tile) * kOther;
       typename Tile::Fragments x;
       VisibleBits visible;
       T sums[2][kRowSums];
@@ -98,7 +98,8 @@ class BiasTask : public GradientTask<E, Kind<Result::kBiasGradient, kSecond>> {
     T* out = static_cast<T*>(target.data) + head_offset(p_, target, head);
     for (int i = thread_index(); i < rows * columns; i += kThreads) {
       const int row = i / columns, column = i % columns;
-      const int64_t query = row_ * kOwn + row, key = column_ * kOther + column;
+      const int64_t query = row_ * kOwn + row;
+      const int64_t key = static_cast<int64_t>(column_) * kOther + column;
       if (query >= p_.query_length || key >= p_.key_length) continue;
       T sum = 0;
       for (int r = row; r < (rows == 1 ? kOwn : row + 1); ++r)
@@ -109,7 +110,9 @@ class BiasTask : public GradientTask<E, Kind<Result::kBiasGradient, kSecond>> {
     block_barrier();
   }
 
-  int64_t row_ = 0, column_ = 0;  // of the tile of the bias; 0 where it is broadcast
+  // Of the tile of the bias; 0 where it is broadcast.
+  int64_t row_ = 0;
+  int column_ = 0;
   Fragment<T, Base::kOther> sum_;
 };
 

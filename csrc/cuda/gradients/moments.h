@@ -36,8 +36,8 @@ class MomentsTask : public GradientTask<E, Kind<kResult, true>> {
     chunks_.start(place.query, {tiles.begin, tiles.end, 1});
     T sums[2][kRowSums];
     this->clear_sums(sums);
-    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) {
-      place.key = tile * kOther;
+    for (int tile = tiles.begin; tile < tiles.end; ++tile) {
+      place.key = static_cast<int64_t>(tile) * kOther;
       typename Tile::Fragments x;
       VisibleBits visible;
       this->multiply_tile(x);

@@ -27,9 +27,13 @@ class SweepTask : public GradientTask<E, K> {
     index /= x_.slices;
     own_row_ = index % x_.tiles * kOwn;
     head_ = index / x_.tiles * (K::kOwnsKeys ? p_.group : 1);
-    attempt(false);
-    // 0 times what is hidden was NaN, where that is inf or NaN: once more, without it.
-    if (block_any(has_hidden_ && !all_finite(out_))) attempt(true);
+    // 0 times what is hidden is NaN, where that is inf or NaN: then once more, without it.
+    bool is_exact = false;
+    TORCH_EXT_KEEP_LOOP
+    for (bool again = true; again; is_exact = true) {
+      attempt(is_exact);
+      again = block_any(has_hidden_ && !all_finite(out_)) && !is_exact;
+    }
     store();
   }
 
@@ -41,7 +45,7 @@ class SweepTask : public GradientTask<E, K> {
     block_barrier();
     const TileRange tiles = K::kOwnsKeys ? visible_query_tiles(p_, own_row_, kOwn, kOther)
                                          : visible_key_tiles(p_, own_row_, kOwn, kOther);
-    const TileWalk walk{tiles.begin, tiles.end, K::kOwnsKeys ? p_.group : 1};
+    const TileWalk walk{tiles.begin, tiles.end, K::kOwnsKeys ? static_cast<int>(p_.group) : 1};
     chunks_.start(own_row_, walk);
     out_.clear();
     has_hidden_ = false;
@@ -51,10 +55,10 @@ class SweepTask : public GradientTask<E, K> {
     place.head = head_;
     (K::kOwnsKeys ? place.key : place.query) = own_row_;
     if (!K::kOwnsKeys) this->read_own_rows(place);
-    for (int64_t head = 0; head < walk.heads; ++head)
-      for (int64_t tile = walk.begin; tile < walk.end; ++tile) {
+    for (int head = 0; head < walk.heads; ++head)
+      for (int tile = walk.begin; tile < walk.end; ++tile) {
         place.head = head_ + head;
-        (K::kOwnsKeys ? place.query : place.key) = tile * kOther;
+        (K::kOwnsKeys ? place.query : place.key) = static_cast<int64_t>(tile) * kOther;
         visit(place, is_exact);
       }
     chunks_.finish();

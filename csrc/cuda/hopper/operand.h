@@ -9,6 +9,9 @@
 
 namespace torch_ext::cuda::hopper {
 
+// Of queries and of keys: positions and their sums stay within 32 bits.
+constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1024;
+
 constexpr int kHeadDims = kTensorDims - 2;
 constexpr int64_t kAlignment = 16;  // bytes, of rows and of what lies between heads
 constexpr int64_t kAlignedElements = kAlignment / 2;

@@ -47,8 +47,6 @@ struct KeyRange {
 
 // Which keys a query sees, in numbers small enough for 32-bit sums: key j < key_length is visible
 // to query i iff i + low <= j < i + high.
-constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1024;
-
 struct Visibility {
   int query_length, key_length;  // at most kMaxLength
   int low, high;                 // within +-kMaxLength

@@ -46,10 +46,6 @@ TORCH_EXT_DEVICE Matrix<E> key_matrix(const Problem& p, const Operand& x, int64_
   return matrix_of<E>(p, x, head, p.group, p.key_length, columns);
 }
 
-struct alignas(kUnitBytes) Unit {
-  uint32_t words[4];
-};
-
 TORCH_EXT_DEVICE unsigned char* unit_of(unsigned char* chunk, int row, int unit) {
   return chunk + row * kChunkBytes + (unit ^ (row & 7)) * kUnitBytes;
 }
@@ -57,44 +53,33 @@ TORCH_EXT_DEVICE const unsigned char* unit_of(const unsigned char* chunk, int ro
   return chunk + row * kChunkBytes + (unit ^ (row & 7)) * kUnitBytes;
 }
 
-// One unit element by element, for rows that are not aligned; 0 beyond the matrix.
-template <class E>
-TORCH_EXT_DEVICE Unit gather_unit(const Matrix<E>& x, int64_t head, int64_t row, int64_t column) {
-  constexpr int kCount = kUnitBytes / sizeof(E);
-  union {
-    Unit unit;
-    E elements[kCount];
-  } result{};
-  if (row < x.rows) {
-    const E* from = x.data + head * x.head_stride + row * x.row_stride + column * x.col_stride;
-    TORCH_EXT_UNROLL
-    for (int c = 0; c < kCount; ++c)
-      if (column + c < x.columns) result.elements[c] = from[c * x.col_stride];
-  }
-  return result.unit;
-}
-
 // Starts copying rows [row, row + kRows) of chunk number `index`; all threads of the block take
 // part. What lies beyond the matrix becomes 0. `head` counts heads of the group.
 template <class E, int kRows, int kThreads>
-TORCH_EXT_DEVICE void copy_chunk(unsigned char* chunk, const Matrix<E>& x, int64_t head,
-                                 int64_t row, int index) {
+TORCH_EXT_DEVICE void copy_chunk(unsigned char* chunk, const Matrix<E>& x, int head, int64_t row,
+                                 int index) {
   constexpr int kCount = kUnitBytes / sizeof(E);
   static_assert(kRows * kUnits % kThreads == 0);
-  TORCH_EXT_UNROLL
-  for (int n = 0; n < kRows * kUnits / kThreads; ++n) {
-    const int i = thread_index() + n * kThreads;
-    const int r = i / kUnits, unit = i % kUnits;
-    const int64_t column = static_cast<int64_t>(index) * kChunkColumns<E> + unit * kCount;
-    unsigned char* to = unit_of(chunk, r, unit);
-    if (x.is_aligned) {
+  const E* from = x.data + head * x.head_stride;
+  const int first = index * kChunkColumns<E>;
+  if (x.is_aligned) {
+    TORCH_EXT_UNROLL
+    for (int n = 0; n < kRows * kUnits / kThreads; ++n) {
+      const int i = thread_index() + n * kThreads, r = i / kUnits, unit = i % kUnits;
+      const int64_t column = first + unit * kCount;
       const int64_t left = row + r < x.rows ? x.columns - column : 0;
       const int count = left > kCount ? kCount : left > 0 ? static_cast<int>(left) : 0;
-      const E* from = x.data + head * x.head_stride;
-      if (count > 0) from += (row + r) * x.row_stride + column;
-      copy_async(to, from, count * static_cast<int>(sizeof(E)));
-    } else {
-      *reinterpret_cast<Unit*>(to) = gather_unit(x, head, row + r, column);
+      copy_async(unit_of(chunk, r, unit),
+                 count > 0 ? from + (row + r) * x.row_stride + column : from,
+                 count * static_cast<int>(sizeof(E)));
+    }
+  } else {  // element by element
+    TORCH_EXT_KEEP_LOOP
+    for (int i = thread_index(); i < kRows * kChunkColumns<E>; i += kThreads) {
+      const int r = i / kChunkColumns<E>, c = i % kChunkColumns<E>;
+      const bool exists = row + r < x.rows && first + c < x.columns;
+      E* to = reinterpret_cast<E*>(unit_of(chunk, r, c / kCount)) + c % kCount;
+      *to = exists ? from[(row + r) * x.row_stride + (first + c) * x.col_stride] : E{};
     }
   }
 }

@@ -20,11 +20,9 @@ struct Pass {
 
 // Tiles of the other side: those of [begin, end) for every head of the group in turn.
 struct TileWalk {
-  int64_t begin = 0, end = 0, heads = 1;
+  int begin = 0, end = 0, heads = 1;
 
-  TORCH_EXT_DEVICE int64_t count() const { return (end - begin) * heads; }
-  TORCH_EXT_DEVICE int64_t head(int64_t n) const { return n / (end - begin); }
-  TORCH_EXT_DEVICE int64_t tile(int64_t n) const { return begin + n % (end - begin); }
+  TORCH_EXT_DEVICE bool is_empty() const { return begin >= end || heads <= 0; }
 };
 
 // What a task reads, in shared memory: the same for all threads, indexed at run time.
@@ -46,7 +44,7 @@ template <class E, int kOwn, int kOther, int kThreads>
 class Pipeline {
  public:
   static constexpr int kSlots = 4;
-  static constexpr int64_t kOwnBytes = kOwn * kChunkBytes, kOtherBytes = kOther * kChunkBytes;
+  static constexpr int kOwnBytes = kOwn * kChunkBytes, kOtherBytes = kOther * kChunkBytes;
 
   struct Chunks {
     const unsigned char *own, *other;  // own: nullptr in the passes of right factors
@@ -74,9 +72,8 @@ class Pipeline {
   TORCH_EXT_DEVICE void start(int64_t own_row, const TileWalk& walk) {
     own_row_ = own_row;
     walk_ = walk;
-    filling_ = reading_ = {};
-    filled_ = read_ = 0;
-    if (keeps_own_ && walk.count() > 0) copy_own();
+    filling_ = reading_ = {walk.is_empty() ? walk.heads : 0, walk.begin, 0, 0, 0};
+    if (keeps_own_ && !walk.is_empty()) copy_own();
     for (int n = 0; n < kSlots - 1; ++n) fill();
   }
 
@@ -86,7 +83,7 @@ class Pipeline {
     block_barrier();
     fill();
     const Pass pass = task_->passes[reading_.pass];
-    const unsigned char* slot = slots_ + read_++ % kSlots * slot_bytes();
+    const unsigned char* slot = slots_ + reading_.slot * slot_bytes();
     const int chunk = pass.first_chunk + reading_.chunk;
     const unsigned char* own = nullptr;
     if (pass.own >= 0)
@@ -105,11 +102,11 @@ class Pipeline {
 
  private:
   struct Position {
-    int64_t tile = 0;  // number within the walk
-    int pass = 0, chunk = 0;
+    int head = 0, tile = 0;  // of the walk; head = walk_.heads at its end
+    int pass = 0, chunk = 0, slot = 0;
   };
 
-  TORCH_EXT_DEVICE int64_t slot_bytes() const { return kOtherBytes + (keeps_own_ ? 0 : kOwnBytes); }
+  TORCH_EXT_DEVICE int slot_bytes() const { return kOtherBytes + (keeps_own_ ? 0 : kOwnBytes); }
   // Own matrices lie behind the slots, one after another.
   TORCH_EXT_DEVICE unsigned char* own_chunk(int index) const {
     unsigned char* at = slots_ + kSlots * slot_bytes();
@@ -126,23 +123,25 @@ class Pipeline {
     }
   }
   TORCH_EXT_DEVICE void advance(Position& at) const {
+    at.slot = (at.slot + 1) % kSlots;
     if (++at.chunk < task_->passes[at.pass].chunks) return;
     at.chunk = 0;
     if (++at.pass < task_->pass_count) return;
     at.pass = 0;
-    ++at.tile;
+    if (++at.tile < walk_.end) return;
+    at.tile = walk_.begin;
+    ++at.head;
   }
   // Starts copying into the slot that was read longest ago. An empty group keeps the count.
   TORCH_EXT_DEVICE void fill() {
-    if (task_->pass_count > 0 && filling_.tile < walk_.count()) {
+    if (task_->pass_count > 0 && filling_.head < walk_.heads) {
       const Pass pass = task_->passes[filling_.pass];
       const int chunk = pass.first_chunk + filling_.chunk;
-      unsigned char* slot = slots_ + filled_ % kSlots * slot_bytes();
-      copy_chunk<E, kOther, kThreads>(slot, task_->other[pass.other], walk_.head(filling_.tile),
-                                      walk_.tile(filling_.tile) * kOther, chunk);
+      unsigned char* slot = slots_ + filling_.slot * slot_bytes();
+      copy_chunk<E, kOther, kThreads>(slot, task_->other[pass.other], filling_.head,
+                                      static_cast<int64_t>(filling_.tile) * kOther, chunk);
       if (pass.own >= 0 && !keeps_own_)
         copy_chunk<E, kOwn, kThreads>(slot + kOtherBytes, task_->own[pass.own], 0, own_row_, chunk);
-      ++filled_;
       advance(filling_);
     }
     commit_copies();
@@ -154,7 +153,6 @@ class Pipeline {
   int64_t own_row_ = 0;
   TileWalk walk_;
   Position filling_, reading_;
-  int64_t filled_ = 0, read_ = 0;
 };
 
 }  // namespace torch_ext::cuda

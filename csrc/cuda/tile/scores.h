@@ -9,7 +9,7 @@ namespace torch_ext::cuda {
 
 // Tiles [begin, end) of one side, each of `size` rows.
 struct TileRange {
-  int64_t begin, end;
+  int begin, end;
 };
 
 // Those tiles whose rows [first, last) lie within [0, length).
@@ -17,7 +17,7 @@ TORCH_EXT_INLINE TileRange tiles_between(int64_t first, int64_t last, int64_t le
   first = first > 0 ? first : 0;
   last = last < length ? last : length;
   if (first >= last) return {0, 0};
-  return {first / size, (last + size - 1) / size};
+  return {static_cast<int>(first / size), static_cast<int>((last + size - 1) / size)};
 }
 
 // The tiles of keys that the window shows to some query of [query, query + queries).
