@@ -153,7 +153,7 @@ function(link_cuda_kernels target)
   # The runtime is part of the library, unseen by others: torch may bring another one. The driver is
   # looked for when the first kernel is launched, so the library loads where there is none.
   find_package(CUDAToolkit REQUIRED)
-  target_link_libraries(${target} PRIVATE CUDA::cudart_static)
+  target_link_libraries(${target} PRIVATE $<LINK_ONLY:CUDA::cudart_static>)
   target_link_options(${target} PRIVATE -Wl,--exclude-libs,libcudart_static.a)
   set_target_properties(${target} PROPERTIES LINKER_LANGUAGE CXX)
 endfunction()

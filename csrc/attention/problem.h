@@ -1,9 +1,9 @@
 // The one bridge between Torch and the kernels: what to compute, as pointers, sizes and strides.
 //
 // Nothing here knows at::Tensor. The structs are plain data, so that the same description serves
-// every ISA level and CUDA devices. All functions are always inlined: this header is
-// compiled into translation units with different instruction sets, and an out-of-line copy from one
-// of them must never be the copy that another one calls.
+// every ISA level and CUDA devices. All functions are always inlined: this header is compiled into
+// translation units with different instruction sets, and an out-of-line copy from one of them must
+// never be the copy that another one calls.
 #pragma once
 
 #include <cstdint>

@@ -53,13 +53,13 @@ const Rule& rule_of(std::string_view name, std::string_view entry) {
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 int64_t round_up(int64_t n, int64_t multiple) { return divide_up(n, multiple) * multiple; }
 
-// Even chunks of whole tiles, about `wanted` long.
+// Chunks about `wanted` long.
 Chunks cut(int64_t length, int64_t wanted, int64_t tile, int64_t most) {
   length = std::max<int64_t>(1, length);
-  if (length <= wanted) return {round_up(length, tile), 1};
-  const int64_t pieces = std::min(most, divide_up(length, wanted));
-  const int64_t size = round_up(divide_up(length, pieces), tile);
-  return {size, divide_up(length, size)};
+  const int64_t tiles = divide_up(length, tile);
+  const int64_t count = std::min({most, tiles, divide_up(length, wanted)});
+  const int64_t size = divide_up(tiles, count) * tile;
+  return {size, count, tiles - (size / tile - 1) * count, tile};
 }
 
 }  // namespace
@@ -108,9 +108,8 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
   result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, c.most_chunks);
   // Few keys and many queries: cut the queries instead.
-  result.query_chunks = result.key_chunks.count > 1
-                            ? Chunks{std::max<int64_t>(1, s.queries), 1}
-                            : cut(s.queries, c.chunk_queries, c.tile_queries, c.most_chunks);
+  const int64_t most_query_chunks = result.key_chunks.count > 1 ? 1 : c.most_chunks;
+  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_query_chunks);
   if (!result.few_queries) return result;
   const int64_t columns = std::max<int64_t>(1, s.head_size + s.value_head_size);
   result.row_keys = c.row_keys;
@@ -118,6 +117,10 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.row_chunks = cut(s.keys, std::max(c.row_keys, c.row_chunk_numbers / columns), c.row_keys,
                           c.most_row_chunks);
   return result;
+}
+
+int64_t Chunks::begin(int64_t i) const {
+  return i * size - std::max<int64_t>(0, i - longest) * tile;
 }
 
 Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }

@@ -67,10 +67,14 @@ struct Sizes {
   int64_t queries, keys, head_size, value_head_size, group, lanes;
 };
 
-// `count` chunks of `size`, except that the last may be shorter. An empty length is one empty
-// chunk.
+// `count` chunks of whole tiles, as even as can be: the first `longest` of `size`, the others a
+// tile less, and what the last tile lacks. Long ones come first, for the balance of threads that
+// take one after the other. An empty length is one empty chunk.
 struct Chunks {
-  int64_t size, count;
+  int64_t size, count, longest, tile;
+
+  // Where chunk `i` begins, or chunk i - 1 ends, unless the length ends before.
+  int64_t begin(int64_t i) const;
 };
 
 // How a problem is cut. Depends on its sizes alone, not on threads or the number of heads.

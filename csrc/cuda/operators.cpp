@@ -1,6 +1,7 @@
 #include "cuda/operators.h"
 
 #include "cuda/dtypes.h"
+#include "cuda/hopper/forward.h"
 
 namespace torch_ext::cuda {
 namespace {
@@ -49,6 +50,7 @@ int64_t second_order_workspace(const SecondOrderProblem& p) {
 }
 
 void forward(const ForwardProblem& p, const Launch& launch) {
+  if (hopper::forward(p, launch.stream)) return;
   with_element(p.query.dtype, [&](auto e) { forward<decltype(e)>(p, launch); });
 }
 void backward(const BackwardProblem& p, const Launch& launch) {

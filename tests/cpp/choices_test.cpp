@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -67,40 +68,38 @@ TEST(ChoicesTest, LongHeadsAloneShareTilesInATask) {
 
 TEST(ChoicesTest, GradientsAreCutAlongTheKeysOrElseTheQueries) {
   const struct {
-    int64_t n, m;
-    Chunks keys, queries;
+    int64_t n, m, key_size, keys, query_size, queries;
   } table[] = {
-      {0, 0, {96, 1}, {64, 1}},          {1, 1, {96, 1}, {64, 1}},
-      {384, 384, {384, 1}, {384, 1}},     // one task takes all of it
-      {385, 384, {384, 1}, {256, 2}},     // few keys: the queries are cut
-      {385, 385, {288, 2}, {385, 1}},     // else the keys
-      {2048, 2048, {384, 6}, {2048, 1}},  //
-      {1, 3072, {384, 8}, {1, 1}},        // from here on chunks grow, not their number
-      {1, 100000, {12576, 8}, {1, 1}},    //
-      {100000, 10, {96, 1}, {12544, 8}},  //
+      {0, 0, 96, 1, 64, 1},          {1, 1, 96, 1, 64, 1},
+      {384, 384, 384, 1, 384, 1},     // one task takes all of it
+      {385, 384, 384, 1, 256, 2},     // few keys: the queries are cut
+      {385, 385, 288, 2, 448, 1},     // else the keys
+      {2048, 2048, 384, 6, 2048, 1},  //
+      {1, 3072, 384, 8, 64, 1},       // from here on chunks grow, not their number
+      {1, 100000, 12576, 8, 64, 1},   //
+      {100000, 10, 96, 1, 12544, 8},  //
   };
   for (const auto& row : table) {
     const Cut cut = choose(sizes(row.n, row.m));
-    EXPECT_EQ(cut.key_chunks.size, row.keys.size) << row.n << " " << row.m;
-    EXPECT_EQ(cut.key_chunks.count, row.keys.count) << row.n << " " << row.m;
-    EXPECT_EQ(cut.query_chunks.size, row.queries.size) << row.n << " " << row.m;
-    EXPECT_EQ(cut.query_chunks.count, row.queries.count) << row.n << " " << row.m;
+    EXPECT_EQ(cut.key_chunks.size, row.key_size) << row.n << " " << row.m;
+    EXPECT_EQ(cut.key_chunks.count, row.keys) << row.n << " " << row.m;
+    EXPECT_EQ(cut.query_chunks.size, row.query_size) << row.n << " " << row.m;
+    EXPECT_EQ(cut.query_chunks.count, row.queries) << row.n << " " << row.m;
   }
 }
 
 TEST(ChoicesTest, TasksOfFewQueriesReadAboutTheSameNumbers) {
   const struct {
-    int64_t m, d;
-    Chunks keys;
+    int64_t m, d, size, count;
   } table[] = {
-      {0, 64, {128, 1}},          {1, 64, {128, 1}},    {512, 64, {512, 1}},   {513, 64, {384, 2}},
-      {4096, 128, {256, 16}},     {4096, 4, {4096, 1}}, {300, 9999, {128, 3}},  // a tile at least
-      {1 << 20, 64, {16384, 64}},  // and no more than so many chunks
+      {0, 64, 128, 1},          {1, 64, 128, 1},    {512, 64, 512, 1},   {513, 64, 384, 2},
+      {4096, 128, 256, 16},     {4096, 4, 4096, 1}, {300, 9999, 128, 3},  // a tile at least
+      {1 << 20, 64, 16384, 64},  // and no more than so many chunks
   };
-  for (const auto& [m, d, keys] : table) {
+  for (const auto& [m, d, size, count] : table) {
     const Cut cut = choose(sizes(1, m, d));
-    EXPECT_EQ(cut.row_chunks.size, keys.size) << m << " " << d;
-    EXPECT_EQ(cut.row_chunks.count, keys.count) << m << " " << d;
+    EXPECT_EQ(cut.row_chunks.size, size) << m << " " << d;
+    EXPECT_EQ(cut.row_chunks.count, count) << m << " " << d;
   }
 }
 
@@ -113,13 +112,21 @@ TEST(ChoicesTest, TasksOfFewQueriesTakeWholeHeads) {
   EXPECT_EQ(choose(sizes(64, 100, 64, 4), parse_choices("few_queries=64")).row_heads, 1);
 }
 
+// Chunks of whole tiles, of which the longest is one longer than the shortest, and comes first.
 void expect_cover(const Chunks& chunks, int64_t length, int64_t tile, int64_t most) {
   EXPECT_GE(chunks.count, 1);
   EXPECT_LE(chunks.count, most);
-  EXPECT_GT(chunks.size, 0);
-  EXPECT_GE(chunks.size * chunks.count, length);  // the last one ends at or after the end
-  EXPECT_TRUE(length == 0 || chunks.size * (chunks.count - 1) < length);  // and none is empty
-  EXPECT_TRUE(chunks.count == 1 || chunks.size % tile == 0);
+  EXPECT_EQ(chunks.begin(0), 0);
+  EXPECT_EQ(chunks.begin(chunks.count), std::max<int64_t>(1, (length + tile - 1) / tile) * tile);
+  int64_t before = chunks.size;
+  for (int64_t i = 0; i < chunks.count; ++i) {
+    const int64_t size = chunks.begin(i + 1) - chunks.begin(i);
+    EXPECT_GT(size, 0);
+    EXPECT_EQ(size % tile, 0);
+    EXPECT_TRUE(size == chunks.size || size == chunks.size - tile) << size << " " << chunks.size;
+    EXPECT_LE(size, before);
+    before = size;
+  }
 }
 
 TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {

@@ -241,7 +241,7 @@ void run_few_backward(const BackwardProblem& p) {
     parallel_tasks(count * chunks.count, size.bytes, [&](int64_t task, void* scratch) {
       const int64_t head = first + task / chunks.count, chunk = task % chunks.count;
       FewBackwardTask<T>(p, cut, flipped, head, scratch)
-          .run(chunk * chunks.size, smaller(p.key_length, (chunk + 1) * chunks.size),
+          .run(chunks.begin(chunk), smaller(p.key_length, chunks.begin(chunk + 1)),
                has_partials ? partials + task * step : nullptr, slopes.of(head, chunk));
     });
     if (!has_partials) continue;

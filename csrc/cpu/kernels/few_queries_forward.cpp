@@ -28,6 +28,12 @@ struct Partial {
   // Adds sums that are relative to another maximum.
   TORCH_EXT_INLINE void add(const T* other, T other_max, T other_sum) const {
     using V = Vec<T>;
+    if (max() == -kInfinity<T> && sum() == 0) {  // nothing was seen yet
+      for (int64_t e = 0; e < columns; e += V::kSize) V::load(other + e).store(o + e);
+      max() = other_max;
+      sum() = other_sum;
+      return;
+    }
     const T largest = other_max > max() ? other_max : max();
     // Where nothing was seen, 0 instead of -inf makes every exp(-inf - 0) a 0.
     const V finite_max = V::fill(largest == -kInfinity<T> ? 0 : largest);
@@ -197,14 +203,17 @@ template <class T>
 void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partials, int64_t step,
                 int64_t chunks, T* merged) {
   const int64_t columns = round_up(p.value_head_size, Vec<T>::kSize);
-  const Partial<T> row{merged, columns};
-  // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A sink
-  // of +inf or NaN makes its rows NaN.
-  const T sink = p.sink ? head_value<T>(p, p.sink, head) : -kInfinity<T>;
-  row.start(sink, sink == -kInfinity<T> ? 0 : 1 + (sink - sink));
-  for (int64_t c = 0; c < chunks; ++c) {
-    const Partial<T> chunk{partials + c * step, columns};
-    if (chunk.sum() != 0) row.add(chunk.o, chunk.max(), chunk.sum());
+  Partial<T> row{partials, columns};
+  if (chunks > 1 || p.sink) {
+    row.o = merged;
+    // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A
+    // sink of +inf or NaN makes its rows NaN.
+    const T sink = p.sink ? head_value<T>(p, p.sink, head) : -kInfinity<T>;
+    row.start(sink, sink == -kInfinity<T> ? 0 : 1 + (sink - sink));
+    for (int64_t c = 0; c < chunks; ++c) {
+      const Partial<T> chunk{partials + c * step, columns};
+      if (chunk.sum() != 0) row.add(chunk.o, chunk.max(), chunk.sum());
+    }
   }
   const T factor = row.sum() == 0 ? T(0) : T(1) / row.sum();
   write_rows<T>(row.o, columns, 1, p.value_head_size, factor, p.output,
@@ -240,8 +249,8 @@ void run_few_forward(const ForwardProblem& p) {
       T* const partials = is_whole ? run.scratch().partial
                                    : static_cast<T*>(buffer.data()) + in_wave * of_head +
                                          chunk * step + in_group * n * partial;
-      run.run(head, block_heads, chunk * chunks.size,
-              smaller(p.key_length, (chunk + 1) * chunks.size), partials, partial);
+      run.run(head, block_heads, chunks.begin(chunk),
+              smaller(p.key_length, chunks.begin(chunk + 1)), partials, partial);
       if (!is_whole) return;
       T* const merged = run.scratch().merged;
       for (int64_t i = 0; i < block_heads * n; ++i)

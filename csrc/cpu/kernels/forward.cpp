@@ -21,10 +21,11 @@ struct ForwardScratch {
   int64_t columns;  // E in whole vectors
   int64_t depth;    // D in elements
   // Of one tile of queries, the first of the task; see tile().
-  E* q;        // (D, width), transposed
-  T* o;        // (width, columns), not yet divided by row_sum
-  T* row_max;  // (width) of the scores seen so far
-  T* row_sum;  // (width) of exp(s - row_max)
+  E* q;              // (D, width), transposed
+  T* o;              // (width, columns), not yet divided by row_sum
+  T* row_max;        // (width) of the scores seen so far
+  T* row_sum;        // (width) of exp(s - row_max)
+  bool* is_started;  // whether o holds anything yet
   // Shared by the tiles.
   T* scores;    // (keys, width): s, then p
   T* additive;  // (keys, width)
@@ -47,6 +48,7 @@ struct ForwardScratch {
     o = scratch.take<T>(cut.task_tiles * width * columns);
     row_max = scratch.take<T>(cut.task_tiles * width);
     row_sum = scratch.take<T>(cut.task_tiles * width);
+    is_started = scratch.take<bool>(cut.task_tiles);
     scores = scratch.take<T>(keys * width);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
@@ -59,27 +61,26 @@ struct ForwardScratch {
     bytes = scratch.used();
   }
 
-  // The memory of one tile of queries of the task.
-  ForwardScratch tile(int64_t index) const {
+  // The memory of one tile of queries of the task; its own `width` may be less.
+  ForwardScratch tile(int64_t index, int64_t tile_width) const {
     ForwardScratch x = *this;
     x.q += index * depth * width;
     x.o += index * width * columns;
     x.row_max += index * width;
     x.row_sum += index * width;
+    x.is_started += index;
+    x.width = tile_width;
     return x;
   }
 };
 
-// use(j, chain) for all keys j, where `chain` is one of four that need not wait for each other:
-// their latency would otherwise limit the loop.
+// use(j, Int<count>()) for keys j … j + count - 1, four at a time and the last ones alone, so that
+// four chains need not wait for each other: their latency would otherwise limit the loop.
 template <class Use>
 TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
   int64_t j = 0;
-  for (; j + 4 <= keys; j += 4) {
-    TORCH_EXT_UNROLL
-    for (int chain = 0; chain < 4; ++chain) use(j + chain, chain);
-  }
-  for (; j < keys; ++j) use(j, 0);
+  for (; j + 4 <= keys; j += 4) use(j, Int<4>());
+  for (; j < keys; ++j) use(j, Int<1>());
 }
 
 // One step of the online softmax on a vector of queries, for `keys` scores each:
@@ -94,11 +95,15 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   const T* additive = x.additive + column;
   const V old_max = V::load(x.row_max + column), zero = V::fill(0);
   V u, largest[4] = {old_max, old_max, old_max, old_max};
-  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
-    const V b = kAdditive ? V::load(additive + j * x.width) : zero;
-    const V score = rule.template score<kAdditive, kCapped>(V::load(s + j * x.width), b, &u);
-    if constexpr (!kPlain) score.store(s + j * x.width);
-    largest[chain] = max(score, largest[chain]);
+  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      const int64_t at = (first + i) * x.width;
+      const V b = kAdditive ? V::load(additive + at) : zero;
+      const V score = rule.template score<kAdditive, kCapped>(V::load(s + at), b, &u);
+      if constexpr (!kPlain) score.store(s + at);
+      largest[i] = max(score, largest[i]);
+    }
   });
   const V new_max = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
@@ -106,12 +111,20 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), zero, new_max);
   const V factor = exp(old_max - finite_max);
   V sum[4] = {zero, zero, zero, zero};
-  for_each_key(keys, [&](int64_t j, int chain) __attribute__((always_inline)) {
-    const V stored = V::load(s + j * x.width);
-    const V p = exp(kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
-                           : stored - finite_max);
-    p.store(s + j * x.width);
-    sum[chain] = sum[chain] + p;
+  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+    V p[count.value];
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      const V stored = V::load(s + (first + i) * x.width);
+      p[i] = kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
+                    : stored - finite_max;
+    }
+    exp(p);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < count.value; ++i) {
+      p[i].store(s + (first + i) * x.width);
+      sum[i] = sum[i] + p[i];
+    }
   });
   const V tile_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   new_max.store(x.row_max + column);
@@ -136,14 +149,11 @@ void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
 template <class E>
 void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
   using T = SumOf<E>;
-  for (int64_t i = 0; i < t.queries; ++i) {
-    const T inverse = x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i];
-    T* row = x.o + i * x.columns;
-    for (int64_t e = 0; e < x.columns; ++e) row[e] *= inverse;
-  }
+  if (!*x.is_started) fill_zero(x.o, t.queries * x.columns);
+  const auto inverse = [&](int64_t i) { return x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i]; };
+  write_scaled_rows<T>(x.o, x.columns, t.queries, p.value_head_size, inverse, p.output,
+                       head_offset(p, p.output, t.head), t.query);
   write_logsumexp(p, t.head, t.query, t.queries, x.row_max, x.row_sum);
-  write_rows<T>(x.o, x.columns, t.queries, p.value_head_size, T(1), p.output,
-                head_offset(p, p.output, t.head), t.query);
 }
 
 template <class E>
@@ -155,7 +165,7 @@ class ForwardTask {
   // All tiles of `block`: its queries are those of several.
   void run(const TileRange& block) {
     const int64_t tiles = divide_up(block.queries, cut_.tile_queries);
-    for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), x_.tile(i));
+    for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), scratch(i, tile(block, i)));
     const KeyRange range = visible_keys(p_, block.query, block.queries);
     for (int64_t key = range.begin / cut_.tile_keys * cut_.tile_keys; key < range.end;
          key += cut_.tile_keys) {
@@ -168,10 +178,10 @@ class ForwardTask {
         // Whole elements: the other half of a pair may be a key that other tiles see.
         t.key = key;
         t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
-        add_keys(t, x_.tile(i), keys);
+        add_keys(t, scratch(i, t), keys);
       }
     }
-    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, x_.tile(i), tile(block, i));
+    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, scratch(i, tile(block, i)), tile(block, i));
   }
 
  private:
@@ -182,7 +192,11 @@ class ForwardTask {
     TileRange t = block;
     t.query += index * cut_.tile_queries;
     t.queries = smaller(cut_.tile_queries, block.query + block.queries - t.query);
+    t.width = round_up(t.queries, V::kSize);
     return t;
+  }
+  ForwardScratch<E> scratch(int64_t index, const TileRange& t) const {
+    return x_.tile(index, t.width);
   }
 
   void start(const TileRange& t, const ForwardScratch<E>& x) const {
@@ -195,7 +209,7 @@ class ForwardTask {
       V::fill(sink).store(x.row_max + i);
       V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
     }
-    for (int64_t i = 0; i < x.width * x.columns; i += V::kSize) V::fill(0).store(x.o + i);
+    *x.is_started = false;
   }
 
   // k and v of a tile of keys, for the first tile of queries that sees some of it.
@@ -219,15 +233,23 @@ class ForwardTask {
       for (int64_t i = 0; i < x.width; i += V::kSize)
         softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);
     });
-    rescale_output(x, t.queries);
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);
       multiply_tile(t.keys * x.width, x.z, x.scores);
     }
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
-    weighted_sum<E>(t.queries, x.columns, t.keys, weights, seen, {x.additive, 1, x.width}, v_,
-                    {x.o, x.columns}, x.spare_v);
+    const auto add = [&](auto accumulate) {
+      weighted_sum<E, accumulate.value>(t.queries, x.columns, t.keys, weights, seen,
+                                        {x.additive, 1, x.width}, v_, {x.o, x.columns}, x.spare_v);
+    };
+    if (*x.is_started) {
+      rescale_output(x, t.queries);
+      add(Bool<true>());
+    } else {
+      *x.is_started = true;
+      add(Bool<false>());
+    }
   }
 
   const ForwardProblem& p_;

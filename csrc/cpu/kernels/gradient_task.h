@@ -10,6 +10,7 @@
 // dv of the cell and dq of the tile in scratch.
 #pragma once
 
+#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/backward_reduce.h"
 #include "cpu/kernels/bias_gradient.h"
 #include "cpu/kernels/gradient_tile.h"
@@ -38,23 +39,25 @@ class GradientTask {
            double* slopes) {
     in_wave_ = in_wave;
     key_chunk_ = key_chunk;
-    key_begin_ = key_chunk * plan_.keys.size;
-    key_end_ = smaller(problem_.key_length, key_begin_ + plan_.keys.size);
+    key_begin_ = plan_.keys.begin(key_chunk);
+    key_end_ = smaller(problem_.key_length, plan_.keys.begin(key_chunk + 1));
     const int64_t chunk = key_end_ - key_begin_;
     fill_zero(x_.dk, chunk * plan_.head_columns);
     fill_zero(x_.dv, chunk * plan_.value_columns);
     const int64_t first = key_head * problem_.group;
     tile_.load_keys(first, key_begin_, chunk);
 
-    const int64_t query_begin = query_chunk * plan_.queries.size;
-    const int64_t query_end = smaller(problem_.query_length, query_begin + plan_.queries.size);
+    const int64_t query_begin = plan_.queries.begin(query_chunk);
+    const int64_t query_end = smaller(problem_.query_length, plan_.queries.begin(query_chunk + 1));
     for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
       const int64_t head = first + in_group_;
       start_bias_gradient(head, query_chunk, query_begin, query_end);
       slope_sum_ = 0;
       const int64_t queries = plan_.cut.tile_queries;
       for (int64_t query = query_begin; query < query_end; query += queries)
-        query_tile({head, query, smaller(queries, query_end - query), x_.width, 0, 0});
+        query_tile({head, query, smaller(queries, query_end - query), x_.width, 0, 0},
+                   in_group_ == 0 && query == query_begin,
+                   in_group_ == problem_.group - 1 && query + queries >= query_end);
       if (slopes) slopes[in_group_] = slope_sum_;
     }
     write_key_gradients(first, query_chunk, chunk);
@@ -79,16 +82,21 @@ class GradientTask {
         dbias_[i * dbias.row_stride + j * dbias.col_stride] = 0;
   }
 
-  // The keys of the cell that the window shows to one tile of queries.
-  void query_tile(TileRange t) {
+  // The keys of the cell that the window shows to one tile of queries, the first or the last one.
+  void query_tile(TileRange t, bool is_first, bool is_last) {
     const KeyRange range = visible_keys(problem_, t.query, t.queries);
     const int64_t key_end = smaller(key_end_, range.end);
     const int64_t keys = plan_.cut.tile_keys;
     t.key = larger(key_begin_, range.begin / keys * keys);
-    if (t.key < key_end) tile_.load_queries(t);
+    if (t.key < key_end) {
+      ask_for_queries(t);
+      tile_.load_queries(t);
+    }
+    if (is_last) ask_for_key_gradients(t.head);
     fill_zero(x_.dq, t.queries * plan_.head_columns);
     for (; t.key < key_end; t.key += keys) {
       t.keys = smaller(keys, key_end - t.key);
+      if (is_first) ask_for_keys(t);
       add_tile(t);
     }
     if (!problem_.grad_query) return;
@@ -101,6 +109,36 @@ class GradientTask {
                     static_cast<T>(problem_.scale), problem_.grad_query,
                     head_offset(problem_, problem_.grad_query, t.head), t.query);
     }
+  }
+
+  // Every operand before its first use, and results while there still is something to compute.
+  void ask_for_queries(const TileRange& t) const {
+    const P& p = problem_;
+    const auto read = [&](const Operand& x, int64_t cols) {
+      if (x) read_ahead<T>(x, head_offset(p, x, t.head), t.query, t.queries, cols);
+    };
+    read(p.query, p.head_size);
+    read(p.grad_output, p.value_head_size);
+    if constexpr (!kSecondOrder) read(p.output, p.value_head_size);
+    if (p.grad_query && !plan_.dq_partial)
+      prefetch_results<T>(p.grad_query, head_offset(p, p.grad_query, t.head), t.query, t.queries,
+                          p.head_size);
+  }
+  void ask_for_keys(const TileRange& t) const {
+    const P& p = problem_;
+    read_ahead<T>(p.key, head_offset(p, p.key, t.head, p.group), t.key, t.keys, p.head_size);
+    read_ahead<T>(p.value, head_offset(p, p.value, t.head, p.group), t.key, t.keys,
+                  p.value_head_size);
+  }
+  void ask_for_key_gradients(int64_t head) const {
+    const P& p = problem_;
+    const auto ask = [&](const Operand& x, int64_t cols) {
+      if (x)
+        prefetch_results<T>(x, head_offset(p, x, head, p.group), key_begin_, key_end_ - key_begin_,
+                            cols);
+    };
+    if (!plan_.dk_partial) ask(p.grad_key, p.head_size);
+    if (!plan_.dv_partial) ask(p.grad_value, p.value_head_size);
   }
 
   // What one tile adds to all gradients.

@@ -21,6 +21,15 @@ struct Strided {
   int64_t col;
 };
 
+// Calls use(first) for blocks of kLanes that together cover [0, count), count >= kLanes. The last
+// one may overlap the one before: what is done twice there is done twice to the same numbers.
+template <int kLanes, class Use>
+TORCH_EXT_INLINE void for_covering_blocks(int64_t count, const Use& use) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) use(i);
+  if (i < count) use(count - kLanes);
+}
+
 // out[r * out_stride + c] = in(r, c)
 template <class T, class S>
 void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t out_stride) {
@@ -28,16 +37,36 @@ void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t 
   for (int64_t r = 0; r < rows; ++r) {
     const S* from = in.data + r * in.row;
     T* to = out + r * out_stride;
-    int64_t c = 0;
     if constexpr (!__is_same(S, bool)) {
-      if (in.col == 1)
-        for (; c + kLanes <= cols; c += kLanes) {
+      if (in.col == 1 && cols >= kLanes) {
+        for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
           const auto values = load_block_row(from + c);
           __builtin_memcpy(to + c, &values, sizeof values);
-        }
+        });
+        continue;
+      }
     }
-    for (; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
+    for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
   }
+}
+
+// out[c * out_stride + r] = in(r, c) of one block; `in` and `out` are at its first element.
+template <class T, class S>
+TORCH_EXT_INLINE void transpose_block_at(const S* in, int64_t row, T* out, int64_t out_stride) {
+  constexpr int kLanes = kBlock<T>;
+  decltype(load_block_row(static_cast<const T*>(nullptr))) block[kLanes];
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kLanes; ++i) {
+    const S* from = in + i * row;
+    if constexpr (__is_same(S, bool)) {
+      T lanes[kLanes];
+      for (int j = 0; j < kLanes; ++j) lanes[j] = widen<T>(from[j]);
+      block[i] = load_block_row(lanes);
+    } else {
+      block[i] = load_block_row(from);
+    }
+  }
+  transpose_block(block, out, out_stride);
 }
 
 // out[c * out_stride + r] = in(r, c)
@@ -46,30 +75,14 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
   constexpr int kLanes = kBlock<T>;
   if (in.col != 1 && (in.row == 1 || in.row == 0))  // rows of the result lie in memory as they are
     return copy_tile<T, S>({in.data, in.col, in.row}, cols, rows, out, out_stride);
-  int64_t r = 0;
-  if (in.col == 1)
-    for (; r + kLanes <= rows; r += kLanes) {
-      int64_t c = 0;
-      for (; c + kLanes <= cols; c += kLanes) {
-        decltype(load_block_row(static_cast<const T*>(nullptr))) block[kLanes];
-        TORCH_EXT_UNROLL
-        for (int i = 0; i < kLanes; ++i) {
-          const S* from = in.data + (r + i) * in.row + c;
-          if constexpr (__is_same(S, bool)) {
-            T lanes[kLanes];
-            for (int j = 0; j < kLanes; ++j) lanes[j] = widen<T>(from[j]);
-            block[i] = load_block_row(lanes);
-          } else {
-            block[i] = load_block_row(from);
-          }
-        }
-        transpose_block(block, out + c * out_stride + r, out_stride);
-      }
-      for (; c < cols; ++c)
-        for (int i = 0; i < kLanes; ++i)
-          out[c * out_stride + r + i] = widen<T>(in.data[(r + i) * in.row + c]);
-    }
-  for (; r < rows; ++r)
+  if (in.col == 1 && rows >= kLanes && cols >= kLanes)
+    return for_covering_blocks<kLanes>(rows, [&](int64_t r) __attribute__((always_inline)) {
+      for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
+        transpose_block_at<T, S>(in.data + r * in.row + c, in.row, out + c * out_stride + r,
+                                 out_stride);
+      });
+    });
+  for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c)
       out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
 }
@@ -175,24 +188,33 @@ TORCH_EXT_INLINE Broadcast<E> factor_over_queries(const SumOf<E>* tile, int64_t,
   return {tile, width, 1};
 }
 
-// x(r, c) = tile[r * stride + c] * factor, rounded once.
-template <class T>
-void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
-                const Operand& x, int64_t offset, int64_t row) {
+// x(r, c) = tile[r * stride + c] * factor(r), rounded once.
+template <class T, class Factor>
+TORCH_EXT_INLINE void write_scaled_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols,
+                                        const Factor& factor, const Operand& x, int64_t offset,
+                                        int64_t row) {
+  constexpr int kSize = Vec<T>::kSize;
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
     if constexpr (!__is_same(S, bool)) {
       S* out = static_cast<S*>(x.data) + offset + row * x.row_stride;
       for (int64_t r = 0; r < rows; ++r, out += x.row_stride) {
         const T* in = tile + r * stride;
-        int64_t c = 0;
-        if (x.col_stride == 1)
-          for (; c + Vec<T>::kSize <= cols; c += Vec<T>::kSize)
-            store_rounded(Vec<T>::load(in + c) * Vec<T>::fill(factor), out + c);
-        for (; c < cols; ++c) narrow(in[c] * factor, out + c * x.col_stride);
+        const T by = factor(r);
+        if (x.col_stride == 1 && cols >= kSize)
+          for_covering_blocks<kSize>(cols, [&](int64_t c) __attribute__((always_inline)) {
+            store_rounded(Vec<T>::load(in + c) * Vec<T>::fill(by), out + c);
+          });
+        else
+          for (int64_t c = 0; c < cols; ++c) narrow(in[c] * by, out + c * x.col_stride);
       }
     }
   });
+}
+template <class T>
+void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
+                const Operand& x, int64_t offset, int64_t row) {
+  write_scaled_rows<T>(tile, stride, rows, cols, [&](int64_t) { return factor; }, x, offset, row);
 }
 
 // The same past the caches; false, and nothing done, where rows are not whole aligned vectors of T.

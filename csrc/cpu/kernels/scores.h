@@ -198,10 +198,10 @@ bool all_finite(const T* row, int64_t count) {
   return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
 }
 
-// C += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the tile at
-// the same entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach C. Rows
-// of B that hold inf or NaN are therefore left out of the product and added for the visible entries
-// alone. `spare` holds depth x columns.
+// C = or += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the
+// tile at the same entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach
+// C. Rows of B that hold inf or NaN are therefore left out of the product and added for the visible
+// entries alone. `spare` holds depth x columns.
 template <class E, class Product>
 void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
@@ -231,24 +231,24 @@ void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<
   }
 }
 
-template <class E>
+template <class E, bool kAccumulate = true>
 void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                          Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c,
                          E* spare) {
   product_of_visible<E>(rows, columns, terms, a, additive, b, c, spare, [&](Rows<const E> finite) {
-    tile_product<E, true>(rows, columns, elements<E>(terms), a, finite, c);
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, finite, c);
   });
 }
 
-// C += A B; the tile's visibility says whether hidden entries need care.
-template <class E>
+// C = or += A B; the tile's visibility says whether hidden entries need care.
+template <class E, bool kAccumulate = true>
 TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                                    Visibility seen, Broadcast<SumOf<E>> additive, Rows<const E> b,
                                    Rows<SumOf<E>> c, E* spare) {
   if (seen == Visibility::kAll)
-    tile_product<E, true>(rows, columns, elements<E>(terms), a, b, c);
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, b, c);
   else
-    tile_product_hidden<E>(rows, columns, terms, a, additive, b, c, spare);
+    tile_product_hidden<E, kAccumulate>(rows, columns, terms, a, additive, b, c, spare);
 }
 
 }  // namespace

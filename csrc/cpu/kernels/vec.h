@@ -258,20 +258,37 @@ struct ExpConstants<double> {
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite). Error at most 1 ulp
 // wherever the result is a normal number; less is 0, more is the largest number. NaN gives NaN.
-template <class T>
-TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
+// Several vectors step by step: the steps of one wait for each other, those of the others do not.
+template <class T, int kCount>
+TORCH_EXT_INLINE void exp(Vec<T> (&x)[kCount]) {
   using V = Vec<T>;
   using C = ExpConstants<T>;
-  const V bounded = min(V::fill(C::kLargest), x);
-  const V shifted = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
-  const V n = shifted - V::fill(kShifter<T>);
-  const V r = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
-  V p = V::fill(C::kCoefficients[0]);
+  V shifted[kCount], r[kCount], p[kCount];
   TORCH_EXT_UNROLL
-  for (int i = 1; i < int(sizeof(C::kCoefficients) / sizeof(T)); ++i)
-    p = fma(p, r, V::fill(C::kCoefficients[i]));
-  p = fma(fma(p, r, V::fill(1)), r, V::fill(1));
-  return zero_if_less(x, V::fill(C::kSmallest), scale_by_power_of_two(p, shifted));
+  for (int i = 0; i < kCount; ++i) {
+    const V bounded = min(V::fill(C::kLargest), x[i]);
+    shifted[i] = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
+    const V n = shifted[i] - V::fill(kShifter<T>);
+    r[i] = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
+    p[i] = V::fill(C::kCoefficients[0]);
+  }
+  const auto horner = [&](T coefficient) __attribute__((always_inline)) {
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], V::fill(coefficient));
+  };
+  TORCH_EXT_UNROLL
+  for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) horner(C::kCoefficients[k]);
+  horner(1);
+  horner(1);
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kCount; ++i)
+    x[i] = zero_if_less(x[i], V::fill(C::kSmallest), scale_by_power_of_two(p[i], shifted[i]));
+}
+template <class T>
+TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
+  Vec<T> one[1] = {x};
+  exp(one);
+  return one[0];
 }
 
 // tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.

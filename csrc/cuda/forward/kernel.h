@@ -33,9 +33,13 @@ class ForwardTask {
   TORCH_EXT_DEVICE void run(const ForwardTaskIndex& task) {
     task_ = task;
     query_ = task.tile * kRows;
-    attempt(false);
-    // 0 times what is hidden was NaN, where that is inf or NaN: once more, without it.
-    if (block_any(has_hidden_ && !all_finite(o_))) attempt(true);
+    // 0 times what is hidden is NaN, where that is inf or NaN: then once more, without it.
+    bool is_exact = false;
+    TORCH_EXT_KEEP_LOOP
+    for (bool again = true; again; is_exact = true) {
+      attempt(is_exact);
+      again = block_any(has_hidden_ && !all_finite(o_)) && !is_exact;
+    }
     store();
   }
 

@@ -27,9 +27,13 @@ class SweepTask : public GradientTask<E, K> {
     index /= x_.slices;
     own_row_ = index % x_.tiles * kOwn;
     head_ = index / x_.tiles * (K::kOwnsKeys ? p_.group : 1);
-    attempt(false);
-    // 0 times what is hidden was NaN, where that is inf or NaN: once more, without it.
-    if (block_any(has_hidden_ && !all_finite(out_))) attempt(true);
+    // 0 times what is hidden is NaN, where that is inf or NaN: then once more, without it.
+    bool is_exact = false;
+    TORCH_EXT_KEEP_LOOP
+    for (bool again = true; again; is_exact = true) {
+      attempt(is_exact);
+      again = block_any(has_hidden_ && !all_finite(out_)) && !is_exact;
+    }
     store();
   }
 

@@ -101,10 +101,12 @@ class GradientTask {
   TORCH_EXT_DEVICE void compute(const typename Tile::Place& place, bool is_exact,
                                 typename Tile::Fragments& x, VisibleBits& visible,
                                 T (&sums)[2][kRowSums]) {
-    if (!x_.has_options && !is_exact) {
-      const Tile tile(x_, place);
-      has_hidden_ |= !tile.is_inside();
-      return tile.plain(x, sums);
+    if constexpr (K::kResult != Result::kBiasGradient) {  // a bias is an option
+      if (!x_.has_options && !is_exact) {
+        const Tile tile(x_, place);
+        has_hidden_ |= !tile.is_inside();
+        return tile.plain(x, sums);
+      }
     }
     has_hidden_ = true;
     // Copies, so that only they lie in local memory.

@@ -8,8 +8,8 @@
 namespace torch_ext::cuda {
 
 // kByMatrixUnit: products by mma.sync, or by multiply-adds of single numbers, exact in the type.
-// kTile: rows of a tile on the side that a kernel walks along. Fragments of doubles take twice the
-// registers.
+// kTile: rows of a tile on the side that a kernel walks along. What is multiplied number by number
+// is unrolled over them; fragments of doubles take twice the registers.
 template <class E>
 struct ElementTraits;
 template <>
@@ -31,7 +31,7 @@ struct ElementTraits<float> {
   using Accumulate = float;
   static constexpr DType kDType = DType::Float32;
   static constexpr bool kByMatrixUnit = false;
-  static constexpr int kTile = 64;
+  static constexpr int kTile = 32;
 };
 template <>
 struct ElementTraits<double> {

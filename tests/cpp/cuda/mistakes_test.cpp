@@ -57,6 +57,28 @@ TEST(Mistakes, LanesOfOneWarpAtABarrierOfTheBlockAndOneOfTheWarp) {
                    "threads 1 to 1: wait at warp_barrier"}));
 }
 
+TEST(Mistakes, APauseThatNobodyEnds) {
+  in_some_orders([] {
+    EXPECT_TRUE(has(error_of([] {
+                      if (thread_index() == 3) host::pause("wait", host::Location::current());
+                      block_barrier();
+                    }),
+                    {"no thread can go on", "threads 3 to 3: wait at wait (mistakes_test.cpp:",
+                     "threads 4 to 63: wait at block_barrier"}));
+    bool said = false;
+    const std::string error = error_of([&] {
+      if (thread_index() == 3) {
+        while (!said) host::pause("wait", host::Location::current());
+      } else if (thread_index() == 40) {
+        said = true;
+        host::notify();
+      }
+      block_barrier();
+    });
+    EXPECT_EQ(error, "");
+  });
+}
+
 TEST(Mistakes, AddressesOutsideSharedMemoryOrMisaligned) {
   alignas(16) static unsigned char elsewhere[512];
   const auto load = [](auto address) {

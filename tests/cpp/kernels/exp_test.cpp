@@ -100,6 +100,27 @@ TYPED_TEST(ExpSpecialTest, SpecialValues) {
   EXPECT_TRUE(std::isnan(vector_exp(-Limits::quiet_NaN())));
 }
 
+TYPED_TEST(ExpSpecialTest, SeveralVectorsAtOnceHaveTheBitsOfEachAlone) {
+  using T = TypeParam;
+  using V = Vec<T>;
+  constexpr int kSize = V::kSize;
+  test::Random random(6);
+  T x[4 * kSize], alone[kSize], together[kSize];
+  for (int repeat = 0; repeat < 100; ++repeat) {
+    for (T& value : x) value = static_cast<T>(random.uniform(-100, 100));
+    x[repeat % (4 * kSize)] =
+        repeat % 2 == 0 ? std::numeric_limits<T>::quiet_NaN() : -std::numeric_limits<T>::infinity();
+    V four[4];
+    for (int i = 0; i < 4; ++i) four[i] = V::load(x + i * kSize);
+    exp(four);
+    for (int i = 0; i < 4; ++i) {
+      four[i].store(together);
+      exp(V::load(x + i * kSize)).store(alone);
+      EXPECT_EQ(std::memcmp(alone, together, sizeof alone), 0) << repeat << " " << i;
+    }
+  }
+}
+
 TYPED_TEST(ExpSpecialTest, ReachesTheEndsOfTheRange) {
   using T = TypeParam;
   using Limits = std::numeric_limits<T>;

@@ -17,11 +17,15 @@ namespace {
 
 constexpr int kWarpSize = Schedule::kWarpSize, kMaxWarps = Schedule::kMaxWarps;
 
-// Threads that have arrived at one place and wait for the others of their group.
-struct Meeting {
-  int arrived = 0;
+// What threads wait for.
+struct Place {
   const char* name = nullptr;
   Location where;
+};
+
+// Threads that have arrived at one place and wait for the others of their group.
+struct Meeting : Place {
+  int arrived = 0;
   void* operands[kWarpSize * kMaxWarps];
 };
 
@@ -29,7 +33,8 @@ struct Fiber {
   explicit Fiber(void (*entry)()) : context(entry) {}
   Context context;
   Thread thread;
-  const Meeting* waits = nullptr;
+  const Place* waits = nullptr;
+  Place paused;
   bool ended = false;
 };
 
@@ -55,6 +60,9 @@ class Runner {
  public:
   void run(const Grid& grid, void (*body)(const void*), const void* parameters);
   void meet(Group group, const char* name, const Location& where, void* operand, Act act);
+  void pause(const char* name, const Location& where);
+  void pause_until_idle(const char* name, const Location& where);
+  void notify();
   std::string here() const;
 
  private:
@@ -67,6 +75,7 @@ class Runner {
   Fiber& next();
   Fiber& fiber(int thread) { return *fibers_[static_cast<size_t>(thread)]; }
   void switch_to(Fiber& to);
+  void sleep(const char* name, const Location& where);
   std::string states();
 
   Grid grid_{};
@@ -74,6 +83,7 @@ class Runner {
   const void* parameters_ = nullptr;
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<int> paused_, paused_until_idle_;  // threads
   Context main_;
   Fiber* self_ = nullptr;
   std::exception_ptr error_;
@@ -107,8 +117,9 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
   const std::unique_ptr<void, Free> shared(memory);
   for (int64_t i = 0; i < grid.blocks; ++i) {
     std::memset(memory, 0xff, bytes);  // NaN in every format
-    running = {nullptr, schedule_.next_block(), grid.blocks, static_cast<unsigned char*>(memory),
-               grid.shared_bytes};
+    running = {nullptr,           schedule_.next_block(),
+               grid.blocks,       static_cast<unsigned char*>(memory),
+               grid.shared_bytes, nullptr};
     run_block();
   }
 }
@@ -130,6 +141,8 @@ void Runner::run_block() {
   fibers_.clear();
   for (Meeting& meeting : of_warp_) meeting.arrived = 0;
   of_block_.arrived = 0;
+  paused_.clear();
+  paused_until_idle_.clear();
   std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
@@ -156,6 +169,10 @@ void Runner::run_threads() {
 }
 
 Fiber& Runner::next() {
+  if (schedule_.is_stuck()) {
+    for (const int thread : paused_until_idle_) schedule_.wake(thread);
+    paused_until_idle_.clear();
+  }
   if (!schedule_.is_stuck()) return fiber(schedule_.next_thread());
   throw std::runtime_error("torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
                            std::to_string(running.block) + ": no thread can go on" + states());
@@ -196,6 +213,28 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
   switch_to(next());
 }
 
+void Runner::pause(const char* name, const Location& where) {
+  paused_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::pause_until_idle(const char* name, const Location& where) {
+  paused_until_idle_.push_back(self_->thread.index);
+  sleep(name, where);
+}
+
+void Runner::sleep(const char* name, const Location& where) {
+  self_->paused = {name, where};
+  self_->waits = &self_->paused;
+  schedule_.sleep(self_->thread.index);
+  switch_to(next());
+}
+
+void Runner::notify() {
+  for (const int thread : paused_) schedule_.wake(thread);
+  paused_.clear();
+}
+
 std::string Runner::here() const {
   return "torch_ext: kernel " + std::string(grid_.kernel) + ", block " +
          std::to_string(running.block) + ", thread " + std::to_string(running.thread->index);
@@ -233,6 +272,12 @@ void run(const Grid& grid, void (*body)(const void*), const void* parameters) {
 void meet(Group group, const char* name, const Location& where, void* operand, Act act) {
   runner.meet(group, name, where, operand, act);
 }
+
+void pause(const char* name, const Location& where) { runner.pause(name, where); }
+void pause_until_idle(const char* name, const Location& where) {
+  runner.pause_until_idle(name, where);
+}
+void notify() { runner.notify(); }
 
 void fail(const char* name, const Location& where, const char* what) {
   throw std::runtime_error(runner.here() + ": " + name + " (" + to_string(where) + "): " + what);

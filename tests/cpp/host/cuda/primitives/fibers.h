@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct Device {
   int processors = 3;
   int64_t shared_memory_limit = 163 * 1024;
   Order order;
+  // Whether what Hopper does asynchronously happens as soon as it may, or as late.
+  bool copies_early = false, products_early = false;
 };
 Device& device();
 
@@ -73,6 +76,7 @@ struct Running {
   int64_t block = 0, blocks = 0;
   unsigned char* shared = nullptr;
   int64_t shared_bytes = 0;
+  std::shared_ptr<void> hopper;  // the block's state in hopper_block.h
 };
 inline constinit thread_local Running running;
 
@@ -81,6 +85,12 @@ inline constinit thread_local Running running;
 enum class Group { Warp, Block };
 using Act = void (*)(void* const* operands, int threads);
 void meet(Group group, const char* name, const Location& where, void* operand, Act act);
+
+// Waits until another thread calls notify(), which may be about something else.
+void pause(const char* name, const Location& where);
+void notify();
+// Waits until no other thread can go on.
+void pause_until_idle(const char* name, const Location& where);
 
 // Throws unless `bytes` at `address` lie inside the block's shared memory, aligned to 16 bytes.
 void check_shared(const void* address, int64_t bytes, const char* name, const Location& where);

@@ -41,6 +41,10 @@ class Schedule {
     lanes_[warp] = ~0u;
     warps_ready_ |= 1u << warp;
   }
+  void wake(int thread) {
+    lanes_[thread / kWarpSize] |= 1u << thread % kWarpSize;
+    warps_ready_ |= 1u << thread / kWarpSize;
+  }
   void sleep(int thread) {
     const int warp = thread / kWarpSize;
     lanes_[warp] &= ~(1u << thread % kWarpSize);
