@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.gpu import cases, control, programs
 from benchmarks.gpu.programs import Timer
-from benchmarks.gpu.report import PARTS, PICTURES, Report, describe
+from benchmarks.gpu.report import PARTS, PICTURE, Report, describe
 from benchmarks.gpu.stages import STAGES, Machine, Outcome
 from benchmarks.options import new_parser, positive
 
@@ -67,7 +67,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 def prepare(folder: Path) -> Path:
     """Makes the folder, without the results of an earlier run; returns the log."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (*(f"{part}.csv" for part in PARTS), *PICTURES, LOG, "report.md"):
+    for name in (*(f"{part}.csv" for part in PARTS), PICTURE, LOG, "report.md"):
         (folder / name).unlink(missing_ok=True)
     return folder.resolve() / LOG
 
@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace, machine: Machine, timer: Timer, report:
     for step, answer in progress(answers, len(options.names)):
         count += 1
         if "row" in answer:
-            report.add_row(step.partition(":")[0], answer["row"])
+            report.add_row(step, answer["row"])
         else:
             report.add_failure(step, answer["error"])
     text = f"{count} of {len(options.names)} steps, {len(report.failed)} failed"

@@ -26,7 +26,6 @@ class Worker:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = programs.start(command, log, **pipes, **more)
         self.answers: queue.Queue[str] = queue.Queue()
-        self.limit = START
         Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -37,12 +36,11 @@ class Worker:
 
     def measure(self, step: str, seconds: float) -> dict[str, Any]:
         """The answer; an error where it takes too long or the process ends."""
-        seconds, self.limit = seconds + self.limit, 0.0
         assert self.process.stdin
         try:
             self.process.stdin.write(step + "\n")
             self.process.stdin.flush()
-            line = self.answers.get(timeout=max(0.1, seconds))
+            line = self.answers.get(timeout=seconds)
         except queue.Empty:
             return {"error": f"stopped after {seconds:.0f} s", "usable": False}
         except BrokenPipeError:
@@ -65,11 +63,12 @@ def measure(
     worker: Worker | None = None
     try:
         for step in steps:
-            limit = min(LIMITS[step.partition(":")[0]], timer.left)
-            if limit <= 1:
+            if timer.left <= 1:
                 return
-            worker = worker or Worker(options, log, **more)
-            answer = worker.measure(step, limit)
+            limit = LIMITS[step.partition(":")[0]]
+            if worker is None:
+                worker, limit = Worker(options, log, **more), limit + START
+            answer = worker.measure(step, min(limit, timer.left))
             if "error" in answer and not answer["usable"]:
                 worker.close()
                 worker = None

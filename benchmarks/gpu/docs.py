@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.gpu.programs import ROOT
-from benchmarks.gpu.report import PARTS, PICTURES, measurements
+from benchmarks.gpu.report import PARTS, PICTURE, measurements
 from benchmarks.readme import replaced
 from benchmarks.tables import Row
 
@@ -54,9 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.document.write_text(text, "utf-8")
     folder = options.document.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in PICTURES:
-        if (options.results / name).exists():
-            shutil.copyfile(options.results / name, folder / name)
+    if (options.results / PICTURE).exists():
+        shutil.copyfile(options.results / PICTURE, folder / PICTURE)
     print(f"{options.document} and {folder} are from {options.results}")
     return 0
 

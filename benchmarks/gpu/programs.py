@@ -19,14 +19,15 @@ CUDA_HOMES = ("CUDA_HOME", "CUDA_PATH")
 
 
 def find(name: str) -> str | None:
-    """A program: in the PATH, beside Python, in a CUDA toolkit, in packages that pip installed."""
+    """A program: beside Python, in the PATH, in a CUDA toolkit, in packages that pip installed."""
     folders = [sysconfig.get_path("scripts"), str(Path(sys.executable).parent)]
+    folders.append(os.environ.get("PATH", os.defpath))
     toolkits = [Path(os.environ[home]) for home in CUDA_HOMES if home in os.environ]
     toolkits += sorted(Path("/usr/local").glob("cuda*"))
     toolkits += sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*"))
     for toolkit in toolkits:
         folders += [str(toolkit / "bin"), str(toolkit / "compute-sanitizer")]
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def environment() -> dict[str, str]:

@@ -24,7 +24,13 @@ PATHS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 DETERMINISTIC = ("cuDNN", "flash")  # whose backward is measured in this mode, too
-OTHERS = ("SDPA", *PATHS, "math", *(f"{name}, deterministic" for name in DETERMINISTIC))
+OTHERS = (
+    "SDPA",
+    *PATHS,
+    "math",
+    *(f"{name}, deterministic" for name in DETERMINISTIC),
+    "flex_attention",
+)
 MOST_SCORES = 2**31  # bytes of one matrix of scores, of which the math path keeps several
 MATMUL = {"bfloat16": 8192, "float16": 8192, "float32": 4096, "float64": 4096}
 COPIED = 2**30  # bytes
@@ -143,7 +149,6 @@ def _ratio(times: dict[str, list[float]], name: str) -> float:
 def _row(case: Case, step: Step, times: dict[str, list[float]], notes: list[str]) -> Row:
     """Medians; the columns of speeds are left for the next function."""
     mine = times["torch_ext"]
-    names = ("flex_attention",) if step.part == "flex" else OTHERS
     row = {
         "case": case.name,
         "dtype": case.dtype,
@@ -152,8 +157,8 @@ def _row(case: Case, step: Step, times: dict[str, list[float]], notes: list[str]
         "ms": f"{statistics.median(mine) * 1e3:.4g}",
         **dict.fromkeys(SPEEDS, ""),
     }
-    row |= {f"ratio to {x}": f"{_ratio(times, x):.2f}" if x in times else "" for x in names}
-    for name in (*names, "matmul", "copy"):
+    row |= {f"ratio to {x}": f"{_ratio(times, x):.2f}" if x in times else "" for x in OTHERS}
+    for name in (*OTHERS, "matmul", "copy"):
         known = name in times
         row[f"{name} ms"] = f"{statistics.median(times[name]) * 1e3:.4g}" if known else ""
     row["minimum ms"], row["rounds"] = f"{min(mine) * 1e3:.4g}", str(len(mine))

@@ -83,7 +83,7 @@ def build(machine: Machine, timer: Timer) -> Outcome:
         missing = " and ".join(x for x, path in (("cmake", cmake), ("nvcc", nvcc)) if not path)
         return Outcome(
             "failed",
-            f"{missing} not found: not in the PATH, beside Python, in CUDA_HOME, in /usr/local or "
+            f"{missing} not found: not beside Python, in the PATH, in CUDA_HOME, in /usr/local or "
             "in a package of pip's",
         )
     environment = {**os.environ, "CUDACXX": os.environ.get("CUDACXX", nvcc)}
