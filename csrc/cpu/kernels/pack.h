@@ -75,13 +75,17 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
   constexpr int kLanes = kBlock<T>;
   if (in.col != 1 && (in.row == 1 || in.row == 0))  // rows of the result lie in memory as they are
     return copy_tile<T, S>({in.data, in.col, in.row}, cols, rows, out, out_stride);
-  if (in.col == 1 && rows >= kLanes && cols >= kLanes)
-    return for_covering_blocks<kLanes>(rows, [&](int64_t r) __attribute__((always_inline)) {
+  if (in.col == 1 && rows >= kLanes && cols >= kLanes) {
+    for (int64_t r = 0; r < rows; r += 2 * kLanes)  // two blocks: whole cache lines of the result
       for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
-        transpose_block_at<T, S>(in.data + r * in.row + c, in.row, out + c * out_stride + r,
-                                 out_stride);
+        for (int64_t block = r; block < smaller(rows, r + 2 * kLanes); block += kLanes) {
+          const int64_t first = smaller(block, rows - kLanes);  // the last may overlap
+          transpose_block_at<T, S>(in.data + first * in.row + c, in.row,
+                                   out + c * out_stride + first, out_stride);
+        }
       });
-    });
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c)
       out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
