@@ -114,14 +114,18 @@ class GradientTask {
     }
   }
 
-  // Every operand before its first use, and results while there still is something to compute.
+  // Every operand before its first use, and results while there still is something to compute. What
+  // is copied first is read line after line by that.
   void ask_for_queries(const TileRange& t) const {
     const P& p = problem_;
     const auto read = [&](const Operand& x, int64_t cols) {
       if (x) read_ahead<T>(x, head_offset(p, x, t.head), t.query, t.queries, cols);
     };
-    read(p.query, p.head_size);
-    read(p.grad_output, p.value_head_size);
+    const auto read_unless_copied = [&](const Operand& x, int64_t cols) {
+      if (kTerms<E> > 1 || is_readable_in_place<T>(x, cols, true)) read(x, cols);
+    };
+    read_unless_copied(p.query, p.head_size);
+    read_unless_copied(p.grad_output, p.value_head_size);
     if constexpr (!kSecondOrder) read(p.output, p.value_head_size);
     if (p.grad_query && !plan_.dq_partial)
       prefetch_results<T>(p.grad_query, head_offset(p, p.grad_query, t.head), t.query, t.queries,

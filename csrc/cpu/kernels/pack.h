@@ -150,14 +150,20 @@ void pack_transposed(const Operand& x, int64_t offset, int64_t row, int64_t rows
     for (int64_t r = rows; r < stride; ++r) out[c * stride + r] = 0;
 }
 
-// The same rows without a copy where they can be read in place; `whole_vectors`: they must be
-// readable as rows of whole vectors, so `cols` itself must be a number of them.
+// Whether rows can be read in place; `whole_vectors`: they must be readable as rows of whole
+// vectors, so `cols` itself must be a number of them.
+template <class T>
+TORCH_EXT_INLINE bool is_readable_in_place(const Operand& x, int64_t cols, bool whole_vectors) {
+  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
+  return same_type && x.col_stride == 1 && (!whole_vectors || cols % Vec<T>::kSize == 0);
+}
+
+// The same rows without a copy where they can be read in place.
 template <class T>
 TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t offset,
                                                        int64_t row, int64_t rows, int64_t cols,
                                                        bool whole_vectors, T* buffer) {
-  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
-  if (same_type && x.col_stride == 1 && (!whole_vectors || cols % Vec<T>::kSize == 0))
+  if (is_readable_in_place<T>(x, cols, whole_vectors))
     return {at<T>(x, offset, row).data, x.row_stride};
   const int64_t stride = round_up(cols, Vec<T>::kSize);
   pack_rows<T>(x, offset, row, rows, cols, buffer, stride);
