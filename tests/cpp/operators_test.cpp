@@ -30,6 +30,21 @@ TEST(OperatorsTest, OddSizesInEveryDtypeAndLayout) {
         }
 }
 
+// The last tile of a head is as wide as its queries; a tile of keys may be seen in part at first,
+// and wholly by later queries, or by none.
+TEST(OperatorsTest, LastTilesOfFewQueriesAndTilesOfKeysSeenInPart) {
+  for (const DType dtype : kDTypes)
+    for (const int64_t n : {20, 84, 97, 150})
+      for (const int64_t m : {1, 2, 7, 100, 200})
+        for (const int64_t d : {8, 72}) {
+          Options options;
+          options.dtype = dtype;
+          options.layout = Layout::kHeadsInside;
+          options.is_causal = true;
+          expect_agreement_of({1, 2, 1, n, m, d, d + 1}, options);
+        }
+}
+
 TEST(OperatorsTest, MasksAndBiasesHoweverBroadcast) {
   const char* const broadcasts[] = {"", "-", "M", "N", "NM", "HM", "BN", "BHNM"};
   for (const char* mask : broadcasts)
