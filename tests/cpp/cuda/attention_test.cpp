@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "compare.h"
+#include "cuda/operators.h"
 #include "cuda/primitives/fibers.h"
 
 namespace torch_ext::test {
@@ -55,6 +56,32 @@ TEST(AttentionTest, HeadSizes) {
     }
 }
 
+// Windows that hide one entry of a tile of 32, 64 or 128, or none.
+TEST(AttentionTest, WindowsThatEndWhereTilesDo) {
+  for (const DType dtype : kDTypes)
+    for (const int64_t extent : {30, 31, 62, 63, 126, 127})
+      for (const bool is_left : {false, true}) {
+        Options o = of_dtype(dtype);
+        (is_left ? o.left : o.right) = extent;
+        expect_all_agree({1, 1, 1, 128, 128, 2, 2}, o);
+      }
+}
+
+// Behind the columns of a head of keys lie those of the next one.
+TEST(AttentionTest, NanInTheNextHeadReachesNothing) {
+  for (const DType dtype : kDTypes) {
+    const int64_t size = dtype == DType::Float64 ? 17 : dtype == DType::Float32 ? 18 : 20;
+    Options o = of_head_size(size, of_dtype(dtype));
+    o.layout = Layout::kHeadsInside;
+    Case c({1, 4, 2, 9, 11, size, size}, o);
+    for (Tensor* t : {&c.key, &c.value})
+      t->for_each([&](int64_t b, int64_t h, int64_t r, int64_t column) {
+        if (h == 1) t->set(b, h, r, column, kNan);
+      });
+    expect_agreement(c);
+  }
+}
+
 // Rows that begin on 16 bytes are copied another way than others, head by head of the group too.
 TEST(AttentionTest, AlignedAndUnalignedRows) {
   for (const DType dtype : kDTypes)
@@ -95,6 +122,20 @@ TEST(AttentionTest, SameBitsWithLittleSharedMemory) {
       expect_same_bits(all_results(c, cuda), want);
       expect_agreement(c);
     }
+}
+
+// However many keys, no more than 64 splits.
+TEST(AttentionTest, WorkspaceOfAForwardIsLimited) {
+  ForwardProblem p;
+  p.leading_dims = 1;
+  p.leading_sizes[0] = 2;
+  p.query_length = 3;
+  p.key_length = int64_t{1} << 40;
+  p.head_size = p.value_head_size = 5;
+  p.query.dtype = DType::BFloat16;
+  EXPECT_EQ(cuda::forward_workspace(p), 64 * 2 * 3 * (5 + 2) * 4);
+  p.query_length = 65;
+  EXPECT_EQ(cuda::forward_workspace(p), 0);
 }
 
 // Where there are at most 64 queries, keys are split into parts of 512.
@@ -211,6 +252,38 @@ TEST(AttentionTest, HiddenInfinityAndNanInEveryDType) {
         }
         expect_agreement(c);
       }
+}
+
+// Tasks are attempted twice, but their sums are those of one attempt; a bias alone hides too.
+TEST(AttentionTest, HiddenInfinityAndNanBesideEverySum) {
+  for (const DType dtype : kDTypes)
+    for (const double poison : {kInf, kNan}) {
+      Options o = of_dtype(dtype);
+      o.bias = "M";
+      o.slopes = o.sink = "H";
+      Case c({1, 2, 1, 70, 70, 8, 8}, o);
+      for (int64_t j = 0; j < 70; j += 5) {
+        c.bias.set(0, 0, 0, j, -kInf);
+        for (Tensor* t : {&c.key, &c.value, &c.direction.key, &c.direction.value})
+          t->set(0, 0, j, 2, poison);
+      }
+      expect_agreement(c);
+    }
+}
+
+// The sink's weight too takes the residual of logsumexp.
+TEST(AttentionTest, SinksUnderAHugeBias) {
+  for (const DType dtype : {DType::Float32, DType::BFloat16}) {
+    Options o = of_dtype(dtype);
+    o.bias = "M";
+    o.sink = "H";
+    o.wide = true;
+    Case c({1, 2, 1, 5, 30, 4, 5}, o);
+    c.query.fill([] { return 0; });
+    for (Tensor* t : {&c.bias, &c.sink}) t->fill([] { return -1e9; });
+    c.direction.query.fill([] { return 0; });
+    expect_agreement(c);
+  }
 }
 
 // In rows of queries that see nothing, and so reach no gradient of a key.
