@@ -188,8 +188,8 @@ TEST(OperatorsTest, OnlyTheResultsAskedFor) {
       options.bias = "M";
       options.slopes = options.sink = "H";
       Case c(shape, options);
-      std::vector<Tensor*> results(c.grad.all().begin(), c.grad.all().end());
-      results.insert(results.end(), {&c.output_tangent, &c.logsumexp_tangent});
+      std::vector<Tensor*> results{&c.output_tangent, &c.logsumexp_tangent};
+      for (Tensor* gradient : c.grad.all()) results.push_back(gradient);
       remove(results, bits);
       expect_agreement(c);
     }
@@ -206,8 +206,8 @@ TEST(OperatorsTest, AbsentTangentsAndGradientsAreZero) {
     options.softcap = 2;
     options.dropout_p = bits % 3 ? 0 : 0.3;
     Case c(shape, options);
-    std::vector<Tensor*> given(c.direction.all().begin(), c.direction.all().end());
-    given.insert(given.end(), {&c.grad_output, &c.grad_logsumexp});
+    std::vector<Tensor*> given{&c.grad_output, &c.grad_logsumexp};
+    for (Tensor* tangent : c.direction.all()) given.push_back(tangent);
     remove(given, bits);
     expect_agreement(c);
   }
