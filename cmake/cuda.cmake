@@ -50,12 +50,13 @@ if(TORCH_EXT_CUDA)
   if(CMAKE_CUDA_COMPILER)
     enable_language(CUDA)
   endif()
-  if(CMAKE_CUDA_COMPILER AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.0)
+  # Earlier ones pass 4 KiB of parameters to a kernel; the second order has more.
+  if(CMAKE_CUDA_COMPILER AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.1)
     set(TORCH_EXT_HAVE_CUDA TRUE)
   elseif(TORCH_EXT_CUDA STREQUAL AUTO)
-    message(STATUS "CUDA: no nvcc of 12.0 or later that works; the library is for the CPU alone")
+    message(STATUS "CUDA: no nvcc of 12.1 or later that works; the library is for the CPU alone")
   else()
-    message(FATAL_ERROR "TORCH_EXT_CUDA is ${TORCH_EXT_CUDA}, but there is no nvcc of 12.0 or later "
+    message(FATAL_ERROR "TORCH_EXT_CUDA is ${TORCH_EXT_CUDA}, but there is no nvcc of 12.1 or later "
                         "that works; CUDACXX may name one")
   endif()
 endif()
