@@ -4,16 +4,18 @@
 VENV := .venv
 BUILD := build
 WERROR ?= OFF
+CUDA ?= AUTO
+CUDA_ARCHITECTURES ?= 80;90a
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 ARGS ?=
-OUT ?= runs/language_model
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
 PROGRAM := PYTHONPATH=. $(RUN)
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cmake
 CONFIGURE := $(CMAKE) -G Ninja -S . -B $(BUILD) -DPython_EXECUTABLE="$(CURDIR)/$(RUN)" \
-	-DTORCH_EXT_WERROR=$(WERROR)
+	-DTORCH_EXT_WERROR=$(WERROR) -DTORCH_EXT_CUDA=$(CUDA) \
+	-DTORCH_EXT_CUDA_ARCHITECTURES="$(CUDA_ARCHITECTURES)"
 DEPS := .deps
 PACKAGES := $(VENV)/.requirements
 LINTERS := $(VENV)/.requirements-dev
@@ -23,22 +25,24 @@ INCLUDE := $(CURDIR)/$(DEPS)/usr/include
 WITH_HEADERS := CPLUS_INCLUDE_PATH="$(INCLUDE):$$(echo "$(INCLUDE)"/python3*)"
 CPP_FILES = $(shell find csrc tests/cpp examples benchmarks -name '*.cpp' -o -name '*.h')
 TIDY_FILES = $(shell find csrc -name '*.cpp')
-PYTHON_FILES := setup.py cmake torch_ext tests examples benchmarks
+PYTHON_FILES := setup.py cmake tools torch_ext tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help train context derivatives test bench bench-check bench-readme tune build lint format tidy \
-	wheel clean another-python
+.PHONY: help train context derivatives test bench bench-check bench-readme tune gpu gpu-docs build \
+	registers sanitize lint format tidy wheel clean another-python
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo 'Variables, as in: make train OUT=runs/short ARGS="--steps 100"'
 	@echo '  ARGS    options of the program that the target runs; ARGS=--help lists them'
-	@echo '  OUT     folder for what make train makes ($(OUT))'
+	@echo '  OUT     folder for what make train or make gpu makes (runs/language_model, runs/gpu)'
 	@echo '  PYTHON  interpreter for $(VENV), 3.10 to 3.13 (the first such that is found)'
 	@echo '  CXX     C++ compiler (c++); after another one: make clean'
 	@echo '  JOBS    files to compile at once ($(JOBS))'
 	@echo '  WERROR  ON: a warning in the C++ code is an error ($(WERROR))'
+	@echo '  CUDA    kernels for GPUs: ON, OFF, or AUTO, where there is nvcc ($(CUDA))'
+	@echo '  CUDA_ARCHITECTURES  what these are compiled for ($(CUDA_ARCHITECTURES))'
 
 # ---- Set-up ------------------------------------------------------------------
 
@@ -69,6 +73,7 @@ build: $(PACKAGES) ## build torch_ext/libtorch_ext.so
 # ---- What it is for ----------------------------------------------------------
 
 # train.py leaves with 1 where it saved a model that is not good enough, with more where it saved none.
+train: OUT ?= runs/language_model
 train: build ## train the language model, then run it in C++ without Python
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target generate
 	@$(if $(findstring --out,$(ARGS)),$(error the folder is named by OUT, not in ARGS))
@@ -99,17 +104,38 @@ tune: build ## try other numbers than those of csrc/cpu/choices.h
 bench-readme: $(PACKAGES) ## write the README's performance section from runs/benchmark
 	$(PROGRAM) -m benchmarks.readme $(ARGS)
 
+# With the Python and the torch that the machine has, not those of .venv.
+gpu: OUT ?= runs/gpu
+gpu: ## on a machine with a GPU: build, test and measure with its own Python and torch
+	@$(if $(findstring --out,$(ARGS)),$(error the folder is named by OUT, not in ARGS))
+	"$(or $(PYTHON),python3)" -m benchmarks.gpu --out "$(OUT)" $(ARGS)
+
+gpu-docs: $(PACKAGES) ## write the measurements of docs/cuda.md from runs/gpu
+	$(PROGRAM) -m benchmarks.gpu.docs $(ARGS)
+
 test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)
 	@tools/find_python_headers.sh $(RUN) $(DEPS)
 	@$(CONFIGURE) -DTORCH_EXT_TESTS=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
 	@$(CMAKE) --build $(BUILD) --parallel $(JOBS) --target all --target generate
 	@status=0; set -x; \
-		$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --no-tests=error || status=1; \
+		$(BIN)/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure \
+			--no-tests=error || status=1; \
 		$(WITH_HEADERS) $(RUN) -m pytest $(ARGS) || status=1; \
 		exit $$status
 
 # ---- For contributors --------------------------------------------------------
+
+registers: build ## list the registers of the CUDA kernels; fail where they do not suffice
+	$(RUN) tools/check_spills.py --list $(BUILD)
+
+sanitize: $(PACKAGES) ## run the CUDA kernels on the CPU under address and undefined sanitizers
+	@tools/find_googletest.sh $(DEPS)
+	@$(CONFIGURE) -B $(BUILD)/sanitize -DTORCH_EXT_CUDA=OFF -DTORCH_EXT_TESTS=ON \
+		-DTORCH_EXT_SANITIZE=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/$(DEPS)/usr"
+	@$(CMAKE) --build $(BUILD)/sanitize --parallel $(JOBS) --target cuda_tests
+	$(BIN)/ctest --test-dir $(BUILD)/sanitize --tests-regex cuda_tests --parallel $(JOBS) \
+		--output-on-failure --no-tests=error
 
 lint: $(LINTERS) ## check formatting, style and types
 	$(BIN)/ruff check $(PYTHON_FILES)

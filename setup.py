@@ -48,6 +48,9 @@ class CMakeBuild(build_ext):
         configure = [cmake, "--fresh", "-S", str(ROOT), "-B", str(tree)]
         configure += [f"-DPython_EXECUTABLE={sys.executable}"]
         configure += [f"-DTORCH_EXT_OUTPUT_DIR={target.parent}"]
+        for name in ("TORCH_EXT_CUDA", "TORCH_EXT_CUDA_ARCHITECTURES"):
+            if name in os.environ:
+                configure += [f"-D{name}={os.environ[name]}"]
         if shutil.which("ninja"):
             configure += ["-G", "Ninja"]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)

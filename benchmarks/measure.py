@@ -38,6 +38,27 @@ def fastest(
     return best
 
 
+def in_rounds(
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    clock: Callable[[Callable[[], object]], float],
+) -> dict[str, list[float]]:
+    """Times of each call in seconds, one of each round, the calls taking turns in a round.
+
+    Ratios within a round are fair where the clock rate of the device changes from round to round.
+    """
+    for call in calls.values():
+        clock(call)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < 3 or time.perf_counter() < end:
+        for name, call in calls.items():
+            times[name].append(clock(call))
+        rounds += 1
+    return times
+
+
 def kernel_says(field: str, file: str = "/proc/self/status") -> int:
     """Bytes that this process holds (VmRSS), or held at its worst moment (VmHWM), and the like."""
     with open(file, encoding="ascii") as lines:

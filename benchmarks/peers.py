@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks.cases import CASES, Case, Inputs
 from benchmarks.measure import fastest
 from benchmarks.suite import Row, Settings, Step
-from benchmarks.work import ATTENTIONS
+from benchmarks.work import ATTENTIONS, flex
 
 Call = Callable[[], Tensor]  # the output (B, H, N, E)
 
@@ -40,18 +40,9 @@ def naive(case: Case, inputs: Inputs, threads: int) -> Call:
     return run
 
 
-def flex(case: Case, inputs: Inputs, threads: int) -> Call:
-    """torch's flex_attention, compiled."""
-    from torch.nn.attention import flex_attention as module
-
-    block_mask = None
-    if case.causal:
-        sizes = (inputs.query.size(-2), inputs.key.size(-2))
-        block_mask = module.create_block_mask(
-            lambda b, h, i, j: i >= j, None, None, *sizes, device="cpu"
-        )
-    compiled = torch.compile(module.flex_attention, dynamic=False)
-    return partial(compiled, inputs.query, inputs.key, inputs.value, block_mask=block_mask)
+def flex_attention(case: Case, inputs: Inputs, threads: int) -> Call:
+    """torch's, compiled."""
+    return partial(flex(case, inputs), inputs.query, inputs.key, inputs.value)
 
 
 def onnx_model(case: Case, fused: bool) -> bytes:
@@ -152,7 +143,7 @@ def _torch(name: str, case: Case, inputs: Inputs, threads: int) -> Call:
 PEERS: dict[str, tuple[Callable[..., Call], tuple[str, ...]]] = {
     "math": (partial(_torch, "math"), ()),
     "naive": (naive, ()),
-    "flex_attention": (flex, ()),
+    "flex_attention": (flex_attention, ()),
     "onnxruntime MHA": (partial(onnxruntime, fused=True), ("onnxruntime", "onnx")),
     "onnxruntime": (partial(onnxruntime, fused=False), ("onnxruntime", "onnx")),
     "OpenVINO": (openvino, ("openvino",)),

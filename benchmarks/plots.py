@@ -141,6 +141,57 @@ def _curves(axes: Axes, rows: list[Row], unit: str, power: int) -> None:
     axes.legend(fontsize=8)
 
 
+GPU_MARKERS = {
+    "cuDNN": "s",
+    "flash": "^",
+    "efficient": "d",
+    "math": "x",
+    "flex_attention": "+",
+}
+
+
+def draw_gpu(rows: list[Row], path: Path) -> None:
+    """Draws and saves the cases of `make gpu`."""
+    if rows:
+        _save(gpu_cases(rows), path)
+
+
+def gpu_cases(rows: list[Row]) -> Figure:
+    """TFLOP/s on the left, a bar for ours, grey what a matmul reached; ratios on the right."""
+    size = (10, 0.19 * len(rows) + 1.5)
+    figure, (left, right) = plt.subplots(1, 2, figsize=size, layout="constrained", sharey=True)
+    for y, row in enumerate(rows):
+        if row["TFLOP/s"]:
+            _gpu_speed(left, y, row)
+        for name, marker in GPU_MARKERS.items():
+            if row[f"ratio to {name}"]:
+                right.plot(float(row[f"ratio to {name}"]), y, marker, color="black", ms=4)
+    right.axvline(1, color="black", linewidth=1)
+    left.set(xlabel="TFLOP/s; grey: a large matmul", xlim=(0, None))
+    right.set(xscale="log", xlabel="time by torch_ext's")
+    _plain_ticks(right.xaxis)
+    labels = [f"{row['case']}, {row['dtype']}, {row['what']}" for row in rows]
+    left.set_yticks(range(len(labels)), labels, fontsize=7)
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    for name, marker in GPU_MARKERS.items():
+        right.plot([], [], marker, color="black", ms=4, label=name)
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(GPU_MARKERS))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _gpu_speed(axes: Axes, y: int, row: Row) -> None:
+    speed, ms = float(row["TFLOP/s"]), float(row["ms"])
+    axes.barh(y, speed, height=0.75, color=COLOURS.get(row["what"], OTHER))
+    share = float(row["share of matmul"].rstrip("%")) / 100
+    if share:
+        axes.plot([speed / share] * 2, [y - 0.45, y + 0.45], color="0.6", linewidth=2)
+    for name, marker in GPU_MARKERS.items():
+        if row[f"{name} ms"]:
+            axes.plot(speed * ms / float(row[f"{name} ms"]), y, marker, color="black", ms=4)
+
+
 def draw_tuning(rows: list[Row], path: Path) -> None:
     """Draws and saves what `make tune` tried."""
     _save(tuning(rows), path)

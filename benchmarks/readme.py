@@ -30,17 +30,17 @@ TEXTS = {
 }
 
 
-def replaced(text: str, section: str) -> str:
+def replaced(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with the section between its markers.
 
     Raises:
         ValueError: the text does not have each marker once, in order.
     """
-    if not (text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)):
-        raise ValueError(f"expected the lines '{BEGIN}' and '{END}' once, in this order")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}"
+    if not (text.count(begin) == text.count(end) == 1 and text.index(begin) < text.index(end)):
+        raise ValueError(f"expected the lines '{begin}' and '{end}' once, in this order")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 
 
 def machine_line(machine: list[Row]) -> str:

@@ -28,6 +28,7 @@ class Settings:
     threads: int
     seconds: float  # for each measurement
     quick: bool
+    device: str = "cpu"
 
     @cached_property
     def peak(self) -> Peak:
@@ -170,11 +171,14 @@ REPEATS = 200  # a call takes microseconds, and so does a look at the clock
 
 def overhead_row(gradient: bool, settings: Settings) -> Row:
     """Microseconds of one call on tensors so small that nothing else counts."""
-    tensors = [torch.randn(1, 1, 1, 8, requires_grad=gradient) for _ in range(3)]
+    options = {"requires_grad": gradient, "device": settings.device}
+    tensors = [torch.randn(1, 1, 1, 8, **options) for _ in range(3)]
 
     def repeat(call: Callable[..., object]) -> None:
         for _ in range(REPEATS):
             call(*tensors)
+        if settings.device == "cuda":
+            torch.cuda.synchronize()
 
     times = fastest({name: partial(repeat, call) for name, call in CALLS.items()}, settings.seconds)
     what = "with a node for autograd" if gradient else "without gradient"

@@ -35,9 +35,9 @@ def load(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def load_all(folder: Path) -> dict[str, list[Row]]:
+def load_all(folder: Path, parts: tuple[str, ...] = PARTS) -> dict[str, list[Row]]:
     """The tables of a run by part, those that were measured."""
-    return {part: load(folder / f"{part}.csv") for part in PARTS if _is_there(folder, part)}
+    return {part: load(folder / f"{part}.csv") for part in parts if _is_there(folder, part)}
 
 
 def _is_there(folder: Path, part: str) -> bool:

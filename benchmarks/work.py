@@ -56,18 +56,51 @@ def sdpa(case: Case, inputs: Inputs) -> Attention:
     return attend
 
 
-def math_path(case: Case, inputs: Inputs) -> Attention:
-    """SDPA's path of matmul, softmax, matmul, which can be differentiated in every mode."""
+def backend(chosen: SDPBackend, case: Case, inputs: Inputs) -> Attention:
+    """One of SDPA's paths; it raises where that one cannot."""
     attend = sdpa(case, inputs)
 
-    def attend_by_math(*tensors: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
+    def attend_by_it(*tensors: Tensor) -> Tensor:
+        with sdpa_kernel(chosen):
             return attend(*tensors)
 
-    return attend_by_math
+    return attend_by_it
 
 
-ATTENTIONS = {"torch_ext": ours, "SDPA": sdpa, "math": math_path}
+def flex(case: Case, inputs: Inputs) -> Attention:
+    """torch's flex_attention, compiled; of masks it gets causal ones and biases alone."""
+    from torch.nn.attention import flex_attention as module
+
+    block_mask = None
+    if case.causal:
+        block_mask = module.create_block_mask(
+            lambda b, h, i, j: i >= j,
+            None,
+            None,
+            *case.sizes[3:5],
+            device=inputs.query.device.type,
+        )
+    compiled = torch.compile(module.flex_attention, dynamic=False)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+        def with_bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score if bias is None else score + bias[0, h, i, j]
+
+        result: Tensor = compiled(
+            query,
+            key,
+            value,
+            score_mod=None if bias is None else with_bias,
+            block_mask=block_mask,
+            enable_gqa=case.sizes[1] != case.sizes[2],
+        )
+        return result
+
+    return attend
+
+
+# "math", of matmul, softmax, matmul, can be differentiated in every mode.
+ATTENTIONS = {"torch_ext": ours, "SDPA": sdpa, "math": partial(backend, SDPBackend.MATH)}
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

@@ -15,9 +15,17 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import torch_ext  # noqa: F401
+import torch_ext
+
+# What results are compared with is PyTorch at its best.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 THREADS = 2
+DEVICES = ["cpu"]
+if torch_ext.cuda_architectures() and torch.cuda.is_available():
+    DEVICES.append("cuda")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,10 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-@pytest.fixture(params=["cpu"])
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device that this build has kernels for; the only place that names them."""
+    """Every device that this machine has and this build has kernels for."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def on_device(device: torch.device) -> Iterator[None]:
+    """What is made without naming a device, modules too, is made on this one.
+
+    Not for tests that compare with the oracle, which lives on the CPU.
+    """
+    with torch.device(device):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,10 @@ import torch_ext
 
 NEAR = {"rtol": 1e-9, "atol": 1e-12}
 
+on_device = pytest.mark.usefixtures("on_device")
 
+
+@on_device
 def test_weights_are_the_softmax_of_the_scores() -> None:
     query = torch.randn(2, 4, 5, 8, dtype=torch.float64)
     key = torch.randn(2, 2, 7, 8, dtype=torch.float64)
@@ -28,18 +31,21 @@ def test_weights_are_the_softmax_of_the_scores() -> None:
             assert_close(weights[b, h], expected, **NEAR)
 
 
+@on_device
 def test_weights_are_those_of_attention() -> None:
     query, key, value = (torch.randn(2, 3, 6, 4, dtype=torch.float64) for _ in range(3))
     weights = torch_ext.attention_weights(query, key, is_causal=True)
     assert_close(weights @ value, torch_ext.attention(query, key, value, is_causal=True), **NEAR)
 
 
+@on_device
 def test_row_that_sees_no_key_is_zero() -> None:
     mask = torch.tensor([[True, False], [False, False]])
     weights = torch_ext.attention_weights(torch.randn(2, 4), torch.randn(2, 4), mask=mask)
     assert weights.tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
+@on_device
 def test_a_sink_takes_its_share_of_a_row() -> None:
     query, key = torch.zeros(2, 4), torch.zeros(3, 4)
     weights = torch_ext.attention_weights(query, key, sink=torch.tensor(0.0), is_causal=True)
@@ -47,6 +53,7 @@ def test_a_sink_takes_its_share_of_a_row() -> None:
     assert_close(weights, expected)
 
 
+@on_device
 @pytest.mark.parametrize("rows", [[0], [3, 1], [5, 5, 2], []])
 def test_rows_are_rows_of_the_whole(rows: list[int]) -> None:
     query = torch.randn(2, 3, 6, 4, dtype=torch.float64)
@@ -68,6 +75,7 @@ def test_rows_are_rows_of_the_whole(rows: list[int]) -> None:
     assert_close(chosen, whole[:, :, rows], **NEAR)
 
 
+@on_device
 def test_rows_that_were_not_asked_for_have_no_gradient() -> None:
     query = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     key = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)

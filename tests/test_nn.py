@@ -16,6 +16,8 @@ from torch_ext.nn import MultiheadAttention, RotaryEmbedding, SinusoidalPosition
 NEAR = {"rtol": 1e-9, "atol": 1e-10}  # float64 throughout
 F64 = torch.float64
 
+on_device = pytest.mark.usefixtures("on_device")
+
 
 def pair(**options: float) -> tuple[nn.MultiheadAttention, MultiheadAttention]:
     """torch's module with random parameters, and ours with its state."""
@@ -37,6 +39,7 @@ def assert_same_with_gradients(output: Tensor, expected: Tensor, inputs: list[Te
     )
 
 
+@on_device
 @pytest.mark.parametrize("bias", [True, False])
 def test_self_attention_agrees_with_torch_nn(bias: bool) -> None:
     theirs, ours = pair(bias=bias)
@@ -44,6 +47,7 @@ def test_self_attention_agrees_with_torch_nn(bias: bool) -> None:
     assert_same_with_gradients(ours(x), theirs(x, x, x)[0], [x])
 
 
+@on_device
 @pytest.mark.parametrize("sizes", [{}, {"kdim": 7, "vdim": 9}, {"kdim": 7}, {"vdim": 9}])
 def test_cross_attention_agrees_with_torch_nn(sizes: dict[str, int]) -> None:
     theirs, ours = pair(**sizes)
@@ -53,12 +57,14 @@ def test_cross_attention_agrees_with_torch_nn(sizes: dict[str, int]) -> None:
     assert_same_with_gradients(ours(x, key, value), theirs(x, key, value)[0], [x, key, value])
 
 
+@on_device
 def test_one_sequence_without_batch_agrees_with_torch_nn() -> None:
     theirs, ours = pair()
     x = torch.randn(5, 12, dtype=F64, requires_grad=True)
     assert_same_with_gradients(ours(x), theirs(x, x, x)[0], [x])
 
 
+@on_device
 def test_bool_masks_are_the_opposite_of_torch_nn() -> None:
     theirs, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64, requires_grad=True)
@@ -72,6 +78,7 @@ def test_bool_masks_are_the_opposite_of_torch_nn() -> None:
     assert (ours(x, mask=hidden) - ours(x, mask=~hidden)).abs().max() > 1e-2
 
 
+@on_device
 def test_mask_for_each_head_agrees_with_torch_nn() -> None:
     theirs, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64, requires_grad=True)
@@ -81,6 +88,7 @@ def test_mask_for_each_head_agrees_with_torch_nn() -> None:
     assert_same_with_gradients(ours(x, mask=~hidden), expected, [x])
 
 
+@on_device
 def test_float_mask_is_the_bias() -> None:
     theirs, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64, requires_grad=True)
@@ -89,6 +97,7 @@ def test_float_mask_is_the_bias() -> None:
     assert_same_with_gradients(ours(x, bias=bias), theirs(x, x, x, attn_mask=bias)[0], [x])
 
 
+@on_device
 def test_causal_agrees_with_torch_nn() -> None:
     theirs, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64, requires_grad=True)
@@ -97,6 +106,7 @@ def test_causal_agrees_with_torch_nn() -> None:
     assert_same_with_gradients(ours(x, is_causal=True), expected, [x])
 
 
+@on_device
 def test_padding_of_a_whole_sequence_gives_the_bias_of_the_output() -> None:
     _, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64)
@@ -106,6 +116,7 @@ def test_padding_of_a_whole_sequence_gives_the_bias_of_the_output() -> None:
     assert_close(output[1], ours.out_proj.bias.expand(5, 12), **NEAR)
 
 
+@on_device
 def test_parameters_get_the_gradients_of_torch_nn() -> None:
     theirs, ours = pair()
     x = torch.randn(2, 5, 12, dtype=F64)
@@ -120,6 +131,7 @@ def test_parameters_get_the_gradients_of_torch_nn() -> None:
     assert_close(ours.out_proj.bias.grad, theirs.out_proj.bias.grad, **NEAR)
 
 
+@on_device
 def test_state_loads_when_it_is_part_of_a_larger_model() -> None:
     theirs = nn.ModuleDict({"block": nn.ModuleList([nn.MultiheadAttention(12, 3, dtype=F64)])})
     ours = nn.ModuleDict({"block": nn.ModuleList([MultiheadAttention(12, 3, dtype=F64)])})
@@ -130,6 +142,7 @@ def test_state_loads_when_it_is_part_of_a_larger_model() -> None:
     assert_close(ours["block"][0].k_proj.weight, state["block.0.in_proj_weight"][12:24])
 
 
+@on_device
 def test_own_state_loads_again() -> None:
     first, second = (MultiheadAttention(12, 6, num_kv_heads=2, kdim=5) for _ in range(2))
     second.load_state_dict(first.state_dict())
@@ -138,6 +151,7 @@ def test_own_state_loads_again() -> None:
     assert_close(second(x, memory, value), first(x, memory, value), rtol=0.0, atol=0.0)
 
 
+@on_device
 @pytest.mark.parametrize(
     "options",
     [{"bias": False}, {"kdim": 5}, {"num_kv_heads": 1}],
@@ -149,12 +163,14 @@ def test_state_that_does_not_fit_is_refused(options: dict[str, int]) -> None:
         MultiheadAttention(12, 3, **options).load_state_dict(state)
 
 
+@on_device
 def test_state_with_learned_extra_keys_is_refused() -> None:
     state = nn.MultiheadAttention(12, 3, add_bias_kv=True).state_dict()
     with pytest.raises(RuntimeError, match="bias_k"):
         MultiheadAttention(12, 3).load_state_dict(state)
 
 
+@on_device
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3])
 def test_grouped_heads_are_repeated_heads(num_kv_heads: int) -> None:
     grouped = MultiheadAttention(12, 6, num_kv_heads=num_kv_heads, dtype=F64)
@@ -171,6 +187,7 @@ def test_grouped_heads_are_repeated_heads(num_kv_heads: int) -> None:
     assert_same_with_gradients(grouped(x, is_causal=True), full(x, is_causal=True), [x])
 
 
+@on_device
 def test_value_defaults_to_key_and_key_to_query() -> None:
     module = MultiheadAttention(12, 3, dtype=F64)
     x, memory = torch.randn(2, 5, 12, dtype=F64), torch.randn(2, 4, 12, dtype=F64)
@@ -209,6 +226,7 @@ OPTIONS["everything"] = {
 }
 
 
+@on_device
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_options_reach_the_operator(options: dict[str, Any]) -> None:
     module = MultiheadAttention(12, 3, dtype=F64, **options)
@@ -230,6 +248,7 @@ def test_options_reach_the_operator(options: dict[str, Any]) -> None:
     assert (plain(x, memory, is_causal=True) - expected).abs().max() > 1e-3
 
 
+@on_device
 def test_dropout_is_active_in_training_only() -> None:
     theirs, ours = pair(dropout=0.5)
     x = torch.randn(2, 5, 12, dtype=F64)
@@ -246,6 +265,7 @@ def test_dropout_is_active_in_training_only() -> None:
     assert (draw(1) - ours.eval()(x)).abs().max() > 1e-3
 
 
+@on_device
 def test_dropout_of_a_module_keeps_the_mean() -> None:
     # The mean of 2000 outputs is known to five standard deviations, in torch's module and in ours.
     theirs, ours = pair(dropout=0.3)
@@ -256,6 +276,7 @@ def test_dropout_of_a_module_keeps_the_mean() -> None:
         assert far.max() < 5
 
 
+@on_device
 def test_learned_slopes_and_sinks_have_gradients() -> None:
     module = MultiheadAttention(12, 3, alibi="learned", sink=True, dtype=F64)
     x = torch.randn(2, 5, 12, dtype=F64)
@@ -274,6 +295,7 @@ def test_learned_slopes_and_sinks_have_gradients() -> None:
     assert module.sink.grad.ne(0).all()
 
 
+@on_device
 def test_gradients_of_each_sample() -> None:
     module = MultiheadAttention(12, 3, alibi="learned", sink=True, dtype=F64)
     parameters = {name: x.detach() for name, x in module.named_parameters()}
@@ -289,6 +311,7 @@ def test_gradients_of_each_sample() -> None:
         assert_close({name: grad[i] for name, grad in grads.items()}, expected, **NEAR)
 
 
+@on_device
 def test_gradient_penalty_trains_every_parameter() -> None:
     module = MultiheadAttention(12, 3, alibi="learned", sink=True, dtype=F64)
     x = torch.randn(2, 5, 12, dtype=F64, requires_grad=True)
@@ -298,6 +321,7 @@ def test_gradient_penalty_trains_every_parameter() -> None:
         assert parameter.grad.abs().max() > 1e-3, name
 
 
+@on_device
 def test_only_what_is_learned_is_part_of_the_state() -> None:
     plain = set(MultiheadAttention(12, 3).state_dict())
     fixed = MultiheadAttention(12, 3, alibi="fixed", window_left=3, dropout=0.1, softcap=5.0)
@@ -316,10 +340,11 @@ def test_only_what_is_learned_is_part_of_the_state() -> None:
         learned.load_state_dict(nn.MultiheadAttention(12, 3).state_dict())
 
 
+@on_device
 @pytest.mark.parametrize("alibi", ["fixed", "learned"])
-def test_slopes_and_sink_move_and_reset_with_the_module(alibi: str) -> None:
+def test_slopes_and_sink_move_and_reset_with_the_module(alibi: str, device: torch.device) -> None:
     module = MultiheadAttention(12, 4, alibi=alibi, sink=True, device="meta")
-    module = module.to_empty(device="cpu")
+    module = module.to_empty(device=device)
     module.reset_parameters()
     assert module.slopes.tolist() == [2.0**-h for h in (2, 4, 6, 8)]
     assert module.sink.tolist() == [0.0] * 4
@@ -360,6 +385,7 @@ def test_module_shows_the_options_that_were_chosen() -> None:
     )
 
 
+@on_device
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_module_drops_in_training_only() -> None:
     module = MultiheadAttention(12, 3, dropout=0.5, dtype=F64)
@@ -373,18 +399,24 @@ def test_scripted_module_drops_in_training_only() -> None:
     assert_close(scripted.eval()(x), module.eval()(x), **NEAR)
 
 
+@on_device
 @pytest.mark.parametrize(
     "key_mask",
     [torch.ones(2, 5), torch.ones(2, 4, dtype=torch.bool), torch.ones(5, dtype=torch.bool)],
     ids=["dtype", "length", "rank"],
 )
-def test_key_mask_that_does_not_fit_is_refused(key_mask: Tensor) -> None:
+def test_key_mask_that_does_not_fit_is_refused(key_mask: Tensor, device: torch.device) -> None:
+    key_mask = key_mask.to(device)
     with pytest.raises(RuntimeError, match=r"key_mask to be bool .2, 5."):
         MultiheadAttention(12, 3)(torch.randn(2, 5, 12), key_mask=key_mask)
 
 
+@on_device
 @pytest.mark.parametrize("key_mask", [None, torch.ones(2, 5, dtype=torch.bool)])
-def test_additive_mask_is_not_taken_for_a_bool_one(key_mask: Tensor | None) -> None:
+def test_additive_mask_is_not_taken_for_a_bool_one(
+    key_mask: Tensor | None, device: torch.device
+) -> None:
+    key_mask = None if key_mask is None else key_mask.to(device)
     x = torch.randn(2, 5, 12)
     with pytest.raises(RuntimeError, match=r"mask to .*bool.*additive masks are called bias"):
         MultiheadAttention(12, 3)(x, mask=torch.zeros(5, 5), key_mask=key_mask)
@@ -399,10 +431,14 @@ NOT_INPUTS = {
 }
 
 
+@on_device
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("scripted", [False, True])
 @pytest.mark.parametrize("x", NOT_INPUTS.values(), ids=NOT_INPUTS.keys())
-def test_inputs_that_do_not_fit_are_refused_by_name(x: Tensor, scripted: bool) -> None:
+def test_inputs_that_do_not_fit_are_refused_by_name(
+    x: Tensor, scripted: bool, device: torch.device
+) -> None:
+    x = x.to(device)
     good = torch.randn(3, 8)
     mix, wide = MultiheadAttention(8, 2), MultiheadAttention(4, 2, kdim=8, vdim=8)
     cases: list[tuple[nn.Module, tuple[Tensor, ...], str]] = [
@@ -423,11 +459,13 @@ def test_inputs_that_do_not_fit_are_refused_by_name(x: Tensor, scripted: bool) -
             module(*inputs)
 
 
+@on_device
 def test_self_attention_names_the_key_that_query_cannot_be() -> None:
     with pytest.raises(RuntimeError, match="expected key .* kdim = 5, but got .*2, 3, 8"):
         MultiheadAttention(8, 2, kdim=5)(torch.randn(2, 3, 8))
 
 
+@on_device
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3), (3, 3), (5, 1)])
 def test_positions_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     # Broadcasting x to the positions would give a result of another shape than x's.
@@ -437,11 +475,12 @@ def test_positions_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
             module(torch.randn(2, 3, 8), positions)
 
 
+@on_device
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_module_runs_under_autocast(dtype: torch.dtype) -> None:
+def test_module_runs_under_autocast(dtype: torch.dtype, device: torch.device) -> None:
     module = MultiheadAttention(12, 3, rotary=RotaryEmbedding(4))
     x = torch.randn(2, 5, 12, requires_grad=True)
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(device.type, dtype):
         output = module(x, bias=torch.randn(5, 5), is_causal=True)
     assert output.dtype == dtype
     output.float().sum().backward()
@@ -483,6 +522,7 @@ def block_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), torch.randn(5, 5, dtype=F64)
 
 
+@on_device
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_modules_script_save_and_load() -> None:
     for module, inputs in [*modules(), (Block(), block_inputs())]:
@@ -494,6 +534,7 @@ def test_modules_script_save_and_load() -> None:
             assert_close(loaded(*inputs), module(*inputs), **NEAR)
 
 
+@on_device
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_module_trains() -> None:
     block, inputs = Block(), block_inputs()
@@ -505,18 +546,24 @@ def test_scripted_module_trains() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_block_compiles_in_one_graph(fresh_dynamo: None, dynamic: bool) -> None:
-    block, inputs = Block(), block_inputs()
+def test_block_compiles_in_one_graph(
+    fresh_dynamo: None, dynamic: bool, device: torch.device
+) -> None:
+    with device:  # only here: the compiler traces such a context into the block
+        block, inputs = Block(), block_inputs()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     assert_same_with_gradients(compiled(*inputs), block(*inputs), [inputs[0]])
 
 
-def test_modules_compile_in_one_graph(fresh_dynamo: None) -> None:
-    for module, inputs in modules():
+def test_modules_compile_in_one_graph(fresh_dynamo: None, device: torch.device) -> None:
+    with device:
+        pairs = modules()
+    for module, inputs in pairs:
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         assert_close(compiled(*inputs), module(*inputs), **NEAR)
 
 
+@on_device
 def test_heads_are_split_and_joined_without_copies() -> None:
     # The only new memory of size N x embed_dim: four projections and the operator's output.
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -539,6 +586,7 @@ def test_heads_are_split_and_joined_without_copies() -> None:
     assert not copies & set(recorder.names)
 
 
+@on_device
 def test_sinusoidal_values() -> None:
     encoding = SinusoidalPositionalEncoding(6)(torch.zeros(50, 6, dtype=F64))
     for p in (0, 1, 7, 49):
@@ -548,6 +596,7 @@ def test_sinusoidal_values() -> None:
             assert encoding[p, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-12)
 
 
+@on_device
 def test_sinusoidal_is_added_and_takes_positions() -> None:
     module, x = SinusoidalPositionalEncoding(6), torch.randn(2, 50, 6)
     encoding = module(torch.zeros(50, 6))
@@ -564,6 +613,7 @@ def test_encodings_refuse_odd_sizes(size: int) -> None:
             module(size)
 
 
+@on_device
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_turns_pairs(interleaved: bool) -> None:
     x = torch.randn(4, 6, dtype=F64)
@@ -577,6 +627,7 @@ def test_rotary_turns_pairs(interleaved: bool) -> None:
             assert turned[p, second].item() == pytest.approx(expected.imag, abs=1e-12)
 
 
+@on_device
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_products_depend_on_relative_positions_only(interleaved: bool) -> None:
     rotary = RotaryEmbedding(8, interleaved=interleaved)
@@ -588,6 +639,7 @@ def test_rotary_products_depend_on_relative_positions_only(interleaved: bool) ->
     assert (shifted - near).abs().max() > 1e-3
 
 
+@on_device
 def test_rotary_keeps_lengths_and_position_zero() -> None:
     x = torch.randn(2, 3, 50, 8, dtype=F64)
     turned = RotaryEmbedding(8)(x)
@@ -596,6 +648,7 @@ def test_rotary_keeps_lengths_and_position_zero() -> None:
     assert (turned - x)[..., 1:, :].abs().amax(-1).min() > 1e-3
 
 
+@on_device
 def test_rotary_decodes_one_position_at_a_time() -> None:
     rotary, x = RotaryEmbedding(8), torch.randn(2, 3, 50, 8, dtype=F64)
     whole = rotary(x)
@@ -604,6 +657,7 @@ def test_rotary_decodes_one_position_at_a_time() -> None:
         assert_close(rotary(x[:, :, p : p + 1], torch.tensor([p])), whole[:, :, p : p + 1], **NEAR)
 
 
+@on_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_encodings_are_exact_far_out_in_low_precision(dtype: torch.dtype) -> None:
     # Frequencies or positions kept in x's dtype would be wrong by whole turns here.
@@ -615,6 +669,7 @@ def test_encodings_are_exact_far_out_in_low_precision(dtype: torch.dtype) -> Non
         assert_close(output.double(), exact, rtol=tolerance, atol=tolerance)
 
 
+@on_device
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_keeps_the_order_of_dimensions(interleaved: bool) -> None:
     x = torch.randn(2, 5, 3, 8).transpose(1, 2)  # (B, H, N, D) stored as (B, N, H, D)
@@ -633,6 +688,7 @@ def two_sentences() -> tuple[Tensor, Tensor]:
     return embedding[first], embedding[second]
 
 
+@on_device
 def test_without_positions_word_order_only_permutes_the_outputs() -> None:
     first, second = two_sentences()
     module = MultiheadAttention(12, 3, dtype=F64)
@@ -640,6 +696,7 @@ def test_without_positions_word_order_only_permutes_the_outputs() -> None:
     assert (module(first)[0] - module(first)[2]).abs().max() > 1e-3
 
 
+@on_device
 @pytest.mark.parametrize("kind", ["sinusoidal", "rotary"])
 def test_with_positions_word_order_changes_the_outputs(kind: str) -> None:
     first, second = two_sentences()

@@ -11,7 +11,6 @@ from calls import LEAVES, Arguments, cotangents, direction
 from cases import DTYPES, arguments
 from differentiation import EVERYTHING, SmallCase
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 from tracing import Model, quiet
 
@@ -203,19 +202,6 @@ def test_meta_describes_what_the_device_returns(
         for a, b in zip(real, fake, strict=True):
             assert b.device.type == "meta"
             assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
-
-
-def test_fake_cuda_tensors_have_shapes() -> None:
-    with FakeTensorMode():
-        q = torch.empty(2, 4, 5, 8, device="cuda", dtype=torch.bfloat16)
-        k = torch.empty(2, 2, 7, 8, device="cuda", dtype=torch.bfloat16)
-        output, lse, _ = ops.attention_forward(q, k, k)
-    assert (
-        output.device.type == "cuda"
-        and output.shape == (2, 4, 5, 8)
-        and output.dtype == torch.bfloat16
-    )
-    assert lse.device.type == "cuda" and lse.shape == (2, 4, 5) and lse.dtype == torch.float32
 
 
 # TorchScript

@@ -11,17 +11,17 @@ from compare import check
 NOT_FINITE = [torch.inf, -torch.inf, torch.nan]
 
 
-def hidden_row(**options: object) -> Arguments:
+def hidden_row(device: torch.device, **options: object) -> Arguments:
     """Arguments whose third query sees nothing."""
-    args = arguments((9, 20), (8, 8), dtype=torch.float64, **options)
-    args.mask = torch.ones(9, 20, dtype=torch.bool)
+    args = arguments((9, 20), (8, 8), dtype=torch.float64, device=device, **options)
+    args.mask = torch.ones(9, 20, dtype=torch.bool, device=device)
     args.mask[2] = False
     return args
 
 
 @pytest.mark.parametrize("slope", NOT_FINITE)
-def test_slopes_that_are_not_finite_show_nothing_hidden(slope: float) -> None:
-    args = hidden_row(slopes="cell")
+def test_slopes_that_are_not_finite_show_nothing_hidden(slope: float, device: torch.device) -> None:
+    args = hidden_row(device, slopes="cell")
     args.slopes.fill_(slope)
     args.key[..., 5, :], args.value[..., 5, :] = torch.nan, torch.nan
     args.mask[:, 5] = False
@@ -34,8 +34,10 @@ def test_slopes_that_are_not_finite_show_nothing_hidden(slope: float) -> None:
 
 
 @pytest.mark.parametrize("tangent", NOT_FINITE)
-def test_a_sink_of_minus_infinity_is_no_sink_whatever_its_tangent(tangent: float) -> None:
-    args = hidden_row(sink="cell")
+def test_a_sink_of_minus_infinity_is_no_sink_whatever_its_tangent(
+    tangent: float, device: torch.device
+) -> None:
+    args = hidden_row(device, sink="cell")
     args.sink.fill_(-torch.inf)
     given = *cotangents(args), direction(args)
     given[2]["sink"].fill_(tangent)
@@ -49,16 +51,20 @@ def test_a_sink_of_minus_infinity_is_no_sink_whatever_its_tangent(tangent: float
 
 
 @pytest.mark.parametrize("sink", [torch.inf, torch.nan])
-def test_a_sink_that_has_no_weight_to_give_is_nan_in_every_row(sink: float) -> None:
-    args = hidden_row(sink="cell")
+def test_a_sink_that_has_no_weight_to_give_is_nan_in_every_row(
+    sink: float, device: torch.device
+) -> None:
+    args = hidden_row(device, sink="cell")
     args.sink.fill_(sink)
     output, logsumexp, _ = args()
     assert output.isnan().all() and logsumexp.isnan().all()
 
 
 @pytest.mark.parametrize("cotangent", NOT_FINITE)
-def test_what_a_row_that_sees_nothing_is_given_reaches_no_sink(cotangent: float) -> None:
-    args = hidden_row(sink="cell")
+def test_what_a_row_that_sees_nothing_is_given_reaches_no_sink(
+    cotangent: float, device: torch.device
+) -> None:
+    args = hidden_row(device, sink="cell")
     go, gl = cotangents(args)
     clean = operator_results(args, go, gl, direction(args))
     go[..., 2, :] = cotangent
@@ -67,16 +73,18 @@ def test_what_a_row_that_sees_nothing_is_given_reaches_no_sink(cotangent: float)
 
 
 @pytest.mark.parametrize("name", ["slopes", "sink"])
-def test_gradients_shared_by_thousands_of_heads_keep_their_digits(name: str) -> None:
+def test_gradients_shared_by_thousands_of_heads_keep_their_digits(
+    name: str, device: torch.device
+) -> None:
     """One number for all heads: its gradient is a sum over all of them."""
-    q, k, v = (torch.randn(2000, 2, 3, 4) for _ in range(3))
-    shared = Arguments(q, k, v, **{name: torch.tensor(0.3)})
+    q, k, v = (torch.randn(2000, 2, 3, 4, device=device) for _ in range(3))
+    shared = Arguments(q, k, v, **{name: torch.tensor(0.3, device=device)})
     check(shared, *cotangents(shared), direction(shared))
 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("bottom_right", [False, True])
-def test_windows_that_lie_beyond_all_keys(bottom_right: bool) -> None:
-    args = arguments((200, 10), (8, 8), dtype=torch.float32)
+def test_windows_that_lie_beyond_all_keys(bottom_right: bool, device: torch.device) -> None:
+    args = arguments((200, 10), (8, 8), dtype=torch.float32, device=device)
     args.window_left, args.bottom_right = 0, bottom_right
     check(args, *cotangents(args), direction(args))

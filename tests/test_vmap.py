@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._vmap_internals import _vmap as legacy_vmap  # is_grads_batched and gradcheck use it
 from torch.utils._python_dispatch import TorchDispatchMode
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("on_device")]
 
 Shape = tuple[int, ...]
 ops = torch.ops.torch_ext

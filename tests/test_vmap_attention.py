@@ -11,7 +11,10 @@ from torch.func import grad, jvp, vmap
 import torch_ext
 
 # torch.func.jvp scripts decompositions the first time.
-pytestmark = pytest.mark.filterwarnings("error", "ignore:.*torch.jit.script:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error", "ignore:.*torch.jit.script:DeprecationWarning"),
+    pytest.mark.usefixtures("on_device"),
+]
 
 ops = torch.ops.torch_ext
 

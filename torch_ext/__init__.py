@@ -12,7 +12,7 @@ Example:
 """
 
 from torch_ext import nn
-from torch_ext._library import cpu_implementation
+from torch_ext._library import cpu_implementation, cuda_architectures
 from torch_ext.functional import alibi_slopes, attention, attention_with_logsumexp
 from torch_ext.inspection import attention_weights, plot_attention
 from torch_ext.sdpa import scaled_dot_product_attention
@@ -26,6 +26,7 @@ __all__ = [
     "attention_weights",
     "attention_with_logsumexp",
     "cpu_implementation",
+    "cuda_architectures",
     "nn",
     "plot_attention",
     "scaled_dot_product_attention",

@@ -18,7 +18,12 @@ struct PhiloxWords {
 };
 
 TORCH_EXT_INLINE PhiloxWords philox(PhiloxWords counter, uint32_t key0, uint32_t key1) {
-#pragma GCC unroll 10  // straight-line code, so that a loop over counters becomes vector code
+  // Straight-line code, so that a loop over counters becomes vector code.
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+#elif !defined(__CUDACC__)
+#pragma GCC unroll 10
+#endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
     const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];

@@ -1,14 +1,18 @@
 // The one bridge between Torch and the kernels: what to compute, as pointers, sizes and strides.
 //
 // Nothing here knows at::Tensor. The structs are plain data, so that the same description serves
-// every ISA level and, later, other devices. All functions are always inlined: this header is
-// compiled into translation units with different instruction sets, and an out-of-line copy from one
-// of them must never be the copy that another one calls.
+// every ISA level and CUDA devices. All functions are always inlined: this header is compiled into
+// translation units with different instruction sets, and an out-of-line copy from one of them must
+// never be the copy that another one calls.
 #pragma once
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define TORCH_EXT_INLINE __host__ __device__ __forceinline__
+#else
 #define TORCH_EXT_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace torch_ext {
 

@@ -1,5 +1,10 @@
-// What this build refuses: devices without kernels.
+// What this build refuses: devices without kernels. And which CUDA devices it was built for.
 #include <torch/library.h>
+
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <vector>
 
 #include "ops/checks.h"
 
@@ -14,7 +19,8 @@ Result refuse_device(const Arguments& arguments) {
     if (!device) device = tensor.device();
   });
   TORCH_CHECK_NOT_IMPLEMENTED(!device->is_cuda(), Operator::kName,
-                              ": this build of torch_ext has no CUDA kernels, but got tensors on ",
+                              ": this build of torch_ext has no CUDA kernels, since it was made "
+                              "without nvcc, but got tensors on ",
                               *device);
   TORCH_CHECK_NOT_IMPLEMENTED(false, Operator::kName, ": torch_ext has no kernels for device ",
                               *device);
@@ -25,8 +31,18 @@ void register_kernel(torch::Library& m, TypedOperator<Operator, Arguments, Resul
   m.impl(Operator::kName, Operator::template kernel<refuse_device<Operator, Arguments, Result>>);
 }
 
+std::vector<std::string> cuda_architectures() {
+  std::istringstream names(TORCH_EXT_CUDA_ARCHITECTURES);  // "sm_80 sm_90a"
+  return {std::istream_iterator<std::string>(names), {}};
+}
+
 }  // namespace
 }  // namespace torch_ext::ops
+
+// A question about the library, not an operation on tensors.
+TORCH_LIBRARY_FRAGMENT(torch_ext, m) {
+  m.def("cuda_architectures() -> str[]", torch_ext::ops::cuda_architectures);
+}
 
 // Reached from every device that has no kernel of its own.
 TORCH_LIBRARY_IMPL(torch_ext, CompositeExplicitAutograd, m) {

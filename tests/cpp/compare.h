@@ -6,7 +6,6 @@
 #include <ostream>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "attention/reference.h"
@@ -23,14 +22,27 @@ inline void PrintTo(const Implementation& implementation, std::ostream* out) {
 
 namespace torch_ext::test {
 
-// The implementations this machine can run, but for the reference.
-inline std::vector<cpu::Implementation> fast_implementations() {
-  int count;
-  const cpu::Implementation* all = cpu::implementations(&count);
-  std::vector<cpu::Implementation> supported;
-  for (int i = 0; i < count - 1; ++i)
-    if (all[i].is_supported()) supported.push_back(all[i]);
-  return supported;
+// What is compared with the reference, in each test program something else: the levels of this
+// machine's processor (levels.cpp), or the CUDA kernels run on the host (cuda/kernels_on_host.cpp).
+std::vector<cpu::Implementation> fast_implementations();
+// Whether weights are rounded to 16 bits before they are multiplied.
+bool rounds_weights(const cpu::Implementation& implementation, DType dtype);
+// In a program in which cases take long: of each test the first cases run, unless they are large,
+// and of all cases one in `stride`.
+struct Sampling {
+  int64_t first, scores, stride;
+};
+Sampling sampling();
+
+// Whether the next case of the running test, with that many scores, is to be run.
+inline bool runs_next_case(const Shape& shape) {
+  static const testing::TestInfo* test = nullptr;
+  static int64_t count = 0;
+  const auto* running = testing::UnitTest::GetInstance()->current_test_info();
+  if (running != test) count = 0;
+  test = running;
+  const int64_t n = count++, scores = shape.batch * shape.heads * shape.n * shape.m;
+  return (n < sampling().first && scores <= sampling().scores) || n % sampling().stride == 0;
 }
 
 struct Tolerance {
@@ -89,29 +101,26 @@ inline void expect_all_close(std::span<const Tensor> got, std::span<const Tensor
   for (size_t i = 0; i < want.size(); ++i) expect_close(got[i], want[i], names[i], allowed);
 }
 
-// All four operators of every level against the reference. A score is rounded relative to its own
-// size, which its exponential then has as an absolute error: give `largest_score` where scores are
-// large.
+// All four operators of every implementation against the reference. A score is rounded relative to
+// its own size, which its exponential then has as an absolute error: give `largest_score` where
+// scores are large.
 inline void expect_agreement(Case& c, double largest_score = 1) {
-  using namespace std::string_view_literals;
   constexpr const char* kGradients[] = {"grad_query", "grad_key",    "grad_value",
                                         "grad_bias",  "grad_slopes", "grad_sink"};
   constexpr const char* kTangents[] = {"output_tangent", "logsumexp_tangent"};
   // The kernels subtract mu∘O, with the output as it was rounded; inf - inf is NaN.
   const DType dtype = c.options.dtype;
   const double rounding = dtype == statistics_dtype(dtype) ? 0 : epsilon(dtype);
-  const Tolerance for_second_gradients{1024 * largest_score},
-      for_tangents{256 * largest_score, rounding, true};
+  const Tolerance for_tangents{256 * largest_score, rounding, true};
 
   const auto forward = c.run(reference_forward), backward = c.run(reference_backward);
   const auto tangent = c.run(reference_tangent), second_order = c.run(reference_second_order);
   for (const cpu::Implementation& level : fast_implementations()) {
     SCOPED_TRACE(std::string(level.name) + ": " + describe(c.shape, c.options));
-    // Weights rounded to bfloat16 before they are multiplied.
-    const bool rounds_weights = dtype == DType::BFloat16 && level.name == "avx512_bf16"sv;
-    const double of_weights = rounds_weights ? epsilon(dtype) : 0;
+    const double of_weights = rounds_weights(level, dtype) ? epsilon(dtype) : 0;
     const Tolerance for_forward{64 * largest_score, of_weights},
-        for_gradients{256 * largest_score, of_weights};
+        for_gradients{256 * largest_score, of_weights},
+        for_second_gradients{1024 * largest_score, of_weights};
     const auto got = c.run(level.forward);
     expect_close(got[0], forward[0], "output", for_forward);
     expect_close_logsumexp(got, forward, for_forward.ulps);
@@ -128,6 +137,32 @@ inline void expect_agreement(Case& c, double largest_score = 1) {
     expect_all_close(std::span(second).last(2), std::span(second_order).last(2), kTangents,
                      for_tangents);
   }
+}
+inline void expect_agreement_of(const Shape& shape, const Options& options) {
+  if (!runs_next_case(shape)) return;
+  Case c(shape, options);
+  expect_agreement(c);
+}
+
+// Equal bit by bit, where there is a result.
+inline void expect_same_bits(const std::vector<Tensor>& got, const std::vector<Tensor>& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (!want[i]) continue;
+    EXPECT_EQ(got[i].bytes(), want[i].bytes()) << "result " << i;
+  }
+}
+
+// The results of all four operators.
+inline std::vector<Tensor> all_results(Case& c, const cpu::Implementation& level) {
+  std::vector<Tensor> all = c.run(level.forward);
+  const auto append = [&](const std::vector<Tensor>& results) {
+    all.insert(all.end(), results.begin(), results.end());
+  };
+  append(c.run(level.backward));
+  append(c.run(level.tangent));
+  append(c.run(level.second_order));
+  return all;
 }
 
 }  // namespace torch_ext::test

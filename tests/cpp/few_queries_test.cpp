@@ -19,9 +19,8 @@ Options scaled_for(int64_t head_size, Options o = {}) {
   return o;
 }
 
-void expect_agreement_of(const Shape& shape, const Options& options) {
-  Case c(shape, scaled_for(shape.d, options));
-  expect_agreement(c);
+void expect_scaled_agreement_of(const Shape& shape, const Options& options) {
+  expect_agreement_of(shape, scaled_for(shape.d, options));
 }
 
 Options everything(DType dtype) {
@@ -43,7 +42,7 @@ TEST(FewQueriesTest, EveryNumberOfRows) {
       for (const int64_t group : {1, 3, 7}) {
         Options o;
         o.dtype = dtype;
-        expect_agreement_of({1, 2 * group, 2, n, 37, 24, 17}, o);
+        expect_scaled_agreement_of({1, 2 * group, 2, n, 37, 24, 17}, o);
       }
 }
 
@@ -52,11 +51,11 @@ TEST(FewQueriesTest, EveryHeadSize) {
     for (int64_t size = 1; size <= 34; ++size) {
       Options o;
       o.dtype = dtype;
-      expect_agreement_of({1, 2, 1, 2, 19, size, 35 - size}, o);
+      expect_scaled_agreement_of({1, 2, 1, 2, 19, size, 35 - size}, o);
     }
   for (const int64_t size : {127, 128, 129, 300}) {
-    expect_agreement_of({1, 1, 1, 1, 9, size, 3}, {});
-    expect_agreement_of({1, 1, 1, 3, 9, 3, size}, {});
+    expect_scaled_agreement_of({1, 1, 1, 1, 9, size, 3}, {});
+    expect_scaled_agreement_of({1, 1, 1, 3, 9, 3, size}, {});
   }
 }
 
@@ -67,7 +66,7 @@ TEST(FewQueriesTest, LengthsAroundBlocksAndTiles) {
       o.dtype = dtype;
       o.is_causal = m % 2 == 1;
       o.bottom_right = true;
-      expect_agreement_of({1, 3, 1, 2, m, 5, 6}, o);
+      expect_scaled_agreement_of({1, 3, 1, 2, m, 5, 6}, o);
     }
 }
 
@@ -78,9 +77,9 @@ TEST(FewQueriesTest, ChunksOfKeys) {
     for (const int64_t m : {128, 129, 256, 400}) {
       Options o;
       o.dtype = dtype;
-      expect_agreement_of({2, 2, 1, 1, m, 300, 300}, o);
+      expect_scaled_agreement_of({2, 2, 1, 1, m, 300, 300}, o);
     }
-  expect_agreement_of({1, 1, 1, 1, 8200, 8, 592}, {});
+  expect_scaled_agreement_of({1, 1, 1, 1, 8200, 8, 592}, {});
 }
 
 TEST(FewQueriesTest, OptionsAcrossChunks) {
@@ -91,7 +90,7 @@ TEST(FewQueriesTest, OptionsAcrossChunks) {
       o.bias = bias;
       o.layout = static_cast<Layout>((count / 4 + count) % 4);  // every dtype in every layout
       o.wide = count++ % 3 == 0;
-      expect_agreement_of({2, 4, 2, 2, 300, 330, 280}, o);
+      expect_scaled_agreement_of({2, 4, 2, 2, 300, 330, 280}, o);
     }
 }
 

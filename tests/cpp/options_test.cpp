@@ -1,5 +1,5 @@
-// Every option in all four operators of every ISA level against the reference, alone and together,
-// with sizes around those of tiles (64 queries, 96 keys) and of chunks of tiles (384).
+// Every option in all four operators against the reference, alone and together, with sizes around
+// those of the CPU's tiles (64 queries, 96 keys) and chunks of tiles (384).
 #include <gtest/gtest.h>
 
 #include "compare.h"
@@ -8,11 +8,6 @@ namespace torch_ext::test {
 namespace {
 
 constexpr DType kDTypes[] = {DType::Float64, DType::Float32, DType::BFloat16, DType::Float16};
-
-void expect_agreement_of(const Shape& shape, const Options& options) {
-  Case c(shape, options);
-  expect_agreement(c);
-}
 
 Options everything() {
   Options o;

@@ -72,25 +72,6 @@ TEST_F(ParallelTest, TasksMayRunTasksAndKeepTheirScratch) {
   EXPECT_EQ(changed, 0);
 }
 
-std::vector<Tensor> all_results(Case& c, const cpu::Implementation& level) {
-  std::vector<Tensor> all = c.run(level.forward);
-  const auto append = [&](const std::vector<Tensor>& results) {
-    all.insert(all.end(), results.begin(), results.end());
-  };
-  append(c.run(level.backward));
-  append(c.run(level.tangent));
-  append(c.run(level.second_order));
-  return all;
-}
-
-using Bytes = std::vector<unsigned char>;
-
-std::vector<Bytes> all_bytes(Case& c, const cpu::Implementation& level) {
-  std::vector<Bytes> bytes;
-  for (const Tensor& t : all_results(c, level)) bytes.push_back(t ? t.bytes() : Bytes());
-  return bytes;
-}
-
 TEST_F(ParallelTest, SameBitsForAnyNumberOfThreads) {
   for (const Shape& shape : {Shape{3, 4, 2, 200, 700, 5, 3}, Shape{3, 4, 2, 700, 200, 5, 3}})
     for (const char* bias : {"NM", "M", "BHNM"}) {
@@ -102,44 +83,14 @@ TEST_F(ParallelTest, SameBitsForAnyNumberOfThreads) {
       Case c(shape, options);
       for (const cpu::Implementation& level : fast_implementations()) {
         at::set_num_threads(1);
-        const auto one = all_bytes(c, level);
+        const auto one = all_results(c, level);
         for (const int threads : {2, 3, 7}) {
           at::set_num_threads(threads);
-          EXPECT_EQ(all_bytes(c, level), one) << level.name << " with " << threads << " threads";
+          SCOPED_TRACE(std::string(level.name) + " with " + std::to_string(threads) + " threads");
+          expect_same_bits(all_results(c, level), one);
         }
       }
     }
-}
-
-TEST_F(ParallelTest, SameBitsForASampleAloneAndInABatch) {
-  const Shape alone{1, 2, 1, 130, 450, 5, 7};
-  Options options;
-  options.is_causal = true;
-  options.softcap = 4;
-  options.bias = "BHM";
-  options.slopes = options.sink = "BH";
-  options.dropout_p = 0.2;
-  Case one(alone, options, 10);
-  Case many({3, 2, 1, 130, 450, 5, 7}, options, 11);
-  const auto copy = [](const Tensor& from, Tensor& to) {
-    from.for_each([&](int64_t, int64_t h, int64_t r, int64_t c) {
-      to.set(1, h, r, c, from.get(0, h, r, c));
-    });
-  };
-  for (size_t i = 0; i < one.all().size(); ++i) {
-    copy(*one.all()[i], *many.all()[i]);
-    copy(*one.direction.all()[i], *many.direction.all()[i]);
-  }
-  copy(one.seed, many.seed);
-  copy(one.grad_output, many.grad_output);
-  copy(one.grad_logsumexp, many.grad_logsumexp);
-  for (const cpu::Implementation& level : fast_implementations()) {
-    const auto a = all_results(one, level), b = all_results(many, level);
-    for (size_t i = 0; i < a.size(); ++i)
-      a[i].for_each([&](int64_t, int64_t h, int64_t r, int64_t c) {
-        EXPECT_EQ(a[i].get(0, h, r, c), b[i].get(1, h, r, c)) << level.name << ", result " << i;
-      });
-  }
 }
 
 }  // namespace

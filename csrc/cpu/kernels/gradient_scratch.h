@@ -12,9 +12,9 @@ struct GradientScratch {
   using T = SumOf<E>;
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
 
-  int64_t width;              // queries of a tile, in whole vectors
-  E *q, *q_transposed;        // (width, head_columns), (D, width)
-  E *dO, *dO_transposed;      // (width, value_columns), (E, width)
+  int64_t width;          // queries of the widest tile, then of the one at hand, in whole vectors
+  E *q, *q_transposed;    // (width, head_columns), (D, width)
+  E *dO, *dO_transposed;  // (width, value_columns), (E, width)
   T *lse, *residual, *delta;  // (width)
   E *k, *v;     // (key chunk, …_columns), where they cannot be read in place: converted once a cell
   E* k_right;   // (key chunk, head_columns): k as a right factor, where that is not k itself
@@ -25,9 +25,10 @@ struct GradientScratch {
   T* z;         // (keys, width), with dropout
   E* weights;   // (keys, width): one of these tiles as a left factor, where it is not read from it
   T* spare;     // for any one tile, or for score_tile
-  E* spare_right;  // for any one right factor
-  T* dq;           // (width, head_columns), of one tile of queries
-  T *dk, *dv;      // (key chunk, head_columns), (key chunk, value_columns)
+  E* spare_right;    // for any one right factor
+  T* dq;             // (width, head_columns), of one tile of queries
+  T *dk, *dv;        // (key chunk, head_columns), (key chunk, value_columns)
+  bool* is_started;  // of each tile of keys, whether its dk and dv hold anything
   // The second order alone.
   E *q_dot, *q_dot_transposed;  // as q
   E *k_dot, *v_dot;             // as k and v
@@ -63,6 +64,7 @@ struct GradientScratch {
     dq = scratch.take<T>(width * plan.head_columns);
     dk = scratch.take<T>(chunk * plan.head_columns);
     dv = scratch.take<T>(chunk * plan.value_columns);
+    is_started = scratch.take<bool>(divide_up(chunk, keys));
     if constexpr (kSecondOrder) {
       q_dot = scratch.take<E>(width * plan.head_columns);
       q_dot_transposed = scratch.take<E>(width * problem.head_size);

@@ -42,8 +42,8 @@ class GradientTask {
     key_begin_ = plan_.keys.begin(key_chunk);
     key_end_ = smaller(problem_.key_length, plan_.keys.begin(key_chunk + 1));
     const int64_t chunk = key_end_ - key_begin_;
-    fill_zero(x_.dk, chunk * plan_.head_columns);
-    fill_zero(x_.dv, chunk * plan_.value_columns);
+    const int64_t key_tiles = divide_up(chunk, plan_.cut.tile_keys);
+    for (int64_t i = 0; i < key_tiles; ++i) x_.is_started[i] = false;
     const int64_t first = key_head * problem_.group;
     tile_.load_keys(first, key_begin_, chunk);
 
@@ -54,10 +54,12 @@ class GradientTask {
       start_bias_gradient(head, query_chunk, query_begin, query_end);
       slope_sum_ = 0;
       const int64_t queries = plan_.cut.tile_queries;
-      for (int64_t query = query_begin; query < query_end; query += queries)
-        query_tile({head, query, smaller(queries, query_end - query), x_.width, 0, 0},
-                   in_group_ == 0 && query == query_begin,
+      for (int64_t query = query_begin; query < query_end; query += queries) {
+        const int64_t count = smaller(queries, query_end - query);
+        x_.width = round_up(count, Vec<T>::kSize);
+        query_tile({head, query, count, x_.width, 0, 0}, in_group_ == 0 && query == query_begin,
                    in_group_ == problem_.group - 1 && query + queries >= query_end);
+      }
       if (slopes) slopes[in_group_] = slope_sum_;
     }
     write_key_gradients(first, query_chunk, chunk);
@@ -93,13 +95,14 @@ class GradientTask {
       tile_.load_queries(t);
     }
     if (is_last) ask_for_key_gradients(t.head);
-    fill_zero(x_.dq, t.queries * plan_.head_columns);
+    has_dq_ = false;
     for (; t.key < key_end; t.key += keys) {
       t.keys = smaller(keys, key_end - t.key);
       if (is_first) ask_for_keys(t);
       add_tile(t);
     }
     if (!problem_.grad_query) return;
+    if (!has_dq_) fill_zero(x_.dq, t.queries * plan_.head_columns);
     if (plan_.dq_partial) {
       T* out = partials_.dq(plan_, problem_, in_wave_, in_group_, key_chunk_) +
                t.query * plan_.head_columns;
@@ -111,14 +114,18 @@ class GradientTask {
     }
   }
 
-  // Every operand before its first use, and results while there still is something to compute.
+  // Every operand before its first use, and results while there still is something to compute. What
+  // is copied first is read line after line by that.
   void ask_for_queries(const TileRange& t) const {
     const P& p = problem_;
     const auto read = [&](const Operand& x, int64_t cols) {
       if (x) read_ahead<T>(x, head_offset(p, x, t.head), t.query, t.queries, cols);
     };
-    read(p.query, p.head_size);
-    read(p.grad_output, p.value_head_size);
+    const auto read_unless_copied = [&](const Operand& x, int64_t cols) {
+      if (kTerms<E> > 1 || is_readable_in_place<T>(x, cols, true)) read(x, cols);
+    };
+    read_unless_copied(p.query, p.head_size);
+    read_unless_copied(p.grad_output, p.value_head_size);
     if constexpr (!kSecondOrder) read(p.output, p.value_head_size);
     if (p.grad_query && !plan_.dq_partial)
       prefetch_results<T>(p.grad_query, head_offset(p, p.grad_query, t.head), t.query, t.queries,
@@ -149,23 +156,25 @@ class GradientTask {
     const int64_t width = x_.width, row = t.key - key_begin_;
     T* dk = x_.dk + row * plan_.head_columns;
     T* dv = x_.dv + row * plan_.value_columns;
-    const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out) {
+    const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out, bool add) {
       const auto a = factor_over_queries<E>(weights, t.keys, t.queries, width, x_.weights);
-      weighted_sum<E>(t.keys, columns, t.queries, a, seen, {x_.additive, width, 1}, b,
-                      {out, columns}, x_.spare_right);
+      sum(add, t.keys, columns, t.queries, a, seen, {x_.additive, width, 1}, b, out);
     };
-    const auto across = [&](const T* weights, int64_t columns, Rows<const E> b, T* out) {
+    const auto across = [&](const T* weights, int64_t columns, Rows<const E> b, bool add) {
       const auto a = factor_over_keys<E>(weights, t.keys, width, x_.weights);
-      weighted_sum<E>(t.queries, columns, t.keys, a, seen, {x_.additive, 1, width}, b,
-                      {out, columns}, x_.spare_right);
+      sum(add, t.queries, columns, t.keys, a, seen, {x_.additive, 1, width}, b, x_.dq);
     };
-    if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv);
-    if (p.grad_key) down(x_.ds0, plan_.head_columns, tile_.q(), dk);
-    if (p.grad_query) across(x_.ds0, plan_.head_columns, tile_.k(row), x_.dq);
+    bool& is_started = x_.is_started[row / plan_.cut.tile_keys];
+    if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv, is_started);
+    if (p.grad_key) down(x_.ds0, plan_.head_columns, tile_.q(), dk, is_started);
+    if (p.grad_query) across(x_.ds0, plan_.head_columns, tile_.k(row), has_dq_);
+    if (!is_started) zero_key_gradients(row + t.keys, end_of_tile(row));
+    is_started = has_dq_ = true;
     if constexpr (kSecondOrder) {
-      if (p.grad_key && p.direction.query) down(x_.s_dot, plan_.head_columns, tile_.q_dot(), dk);
+      if (p.grad_key && p.direction.query)
+        down(x_.s_dot, plan_.head_columns, tile_.q_dot(), dk, true);
       if (p.grad_query && p.direction.key)
-        across(x_.s_dot, plan_.head_columns, tile_.k_dot(row), x_.dq);
+        across(x_.s_dot, plan_.head_columns, tile_.k_dot(row), true);
     }
     if (p.grad_bias)
       add_bias_gradient<T>(t, x_.ds, dbias_, p.grad_bias.row_stride, p.grad_bias.col_stride,
@@ -173,8 +182,32 @@ class GradientTask {
     if (p.grad_slopes) slope_sum_ += slope_gradient(p, t, x_.ds);
   }
 
+  // Rows of dk and dv that nothing was added to. Rows count from the first key of the cell.
+  void zero_key_gradients(int64_t begin, int64_t end) const {
+    fill_zero(x_.dk + begin * plan_.head_columns, (end - begin) * plan_.head_columns);
+    fill_zero(x_.dv + begin * plan_.value_columns, (end - begin) * plan_.value_columns);
+  }
+  // Where the tile of keys ends that begins at `row`.
+  int64_t end_of_tile(int64_t row) const {
+    return smaller(row + plan_.cut.tile_keys, key_end_ - key_begin_);
+  }
+
+  // out += a b, or = where nothing was added to it yet.
+  void sum(bool add, int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a, Visibility seen,
+           Broadcast<T> additive, Rows<const E> b, T* out) const {
+    if (add)
+      weighted_sum<E, true>(rows, columns, terms, a, seen, additive, b, {out, columns},
+                            x_.spare_right);
+    else
+      weighted_sum<E, false>(rows, columns, terms, a, seen, additive, b, {out, columns},
+                             x_.spare_right);
+  }
+
   void write_key_gradients(int64_t head, int64_t query_chunk, int64_t chunk) {
     const P& p = problem_;
+    for (int64_t row = 0; row < chunk; row = end_of_tile(row))
+      if (!x_.is_started[row / plan_.cut.tile_keys]) zero_key_gradients(row, end_of_tile(row));
+    if (!p.grad_output) fill_zero(x_.dv, chunk * plan_.value_columns);
     const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out,
                            T* partial) {
       if (partial)
@@ -198,6 +231,7 @@ class GradientTask {
   GradientScratch<E, P> x_;
   GradientTile<E, P> tile_;
   int64_t in_wave_ = 0, in_group_ = 0, key_chunk_ = 0, key_begin_ = 0, key_end_ = 0;
+  bool has_dq_ = false;  // whether dq of the tile of queries holds anything yet
   T* dbias_ = nullptr;
   double slope_sum_ = 0;
 };

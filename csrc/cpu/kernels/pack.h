@@ -75,13 +75,17 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
   constexpr int kLanes = kBlock<T>;
   if (in.col != 1 && (in.row == 1 || in.row == 0))  // rows of the result lie in memory as they are
     return copy_tile<T, S>({in.data, in.col, in.row}, cols, rows, out, out_stride);
-  if (in.col == 1 && rows >= kLanes && cols >= kLanes)
-    return for_covering_blocks<kLanes>(rows, [&](int64_t r) __attribute__((always_inline)) {
+  if (in.col == 1 && rows >= kLanes && cols >= kLanes) {
+    for (int64_t r = 0; r < rows; r += 2 * kLanes)  // two blocks: whole cache lines of the result
       for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
-        transpose_block_at<T, S>(in.data + r * in.row + c, in.row, out + c * out_stride + r,
-                                 out_stride);
+        for (int64_t block = r; block < smaller(rows, r + 2 * kLanes); block += kLanes) {
+          const int64_t first = smaller(block, rows - kLanes);  // the last may overlap
+          transpose_block_at<T, S>(in.data + first * in.row + c, in.row,
+                                   out + c * out_stride + first, out_stride);
+        }
       });
-    });
+    return;
+  }
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c)
       out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
@@ -146,14 +150,20 @@ void pack_transposed(const Operand& x, int64_t offset, int64_t row, int64_t rows
     for (int64_t r = rows; r < stride; ++r) out[c * stride + r] = 0;
 }
 
-// The same rows without a copy where they can be read in place; `whole_vectors`: they must be
-// readable as rows of whole vectors, so `cols` itself must be a number of them.
+// Whether rows can be read in place; `whole_vectors`: they must be readable as rows of whole
+// vectors, so `cols` itself must be a number of them.
+template <class T>
+TORCH_EXT_INLINE bool is_readable_in_place(const Operand& x, int64_t cols, bool whole_vectors) {
+  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
+  return same_type && x.col_stride == 1 && (!whole_vectors || cols % Vec<T>::kSize == 0);
+}
+
+// The same rows without a copy where they can be read in place.
 template <class T>
 TORCH_EXT_INLINE Rows<const T> rows_in_place_or_packed(const Operand& x, int64_t offset,
                                                        int64_t row, int64_t rows, int64_t cols,
                                                        bool whole_vectors, T* buffer) {
-  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
-  if (same_type && x.col_stride == 1 && (!whole_vectors || cols % Vec<T>::kSize == 0))
+  if (is_readable_in_place<T>(x, cols, whole_vectors))
     return {at<T>(x, offset, row).data, x.row_stride};
   const int64_t stride = round_up(cols, Vec<T>::kSize);
   pack_rows<T>(x, offset, row, rows, cols, buffer, stride);

@@ -39,26 +39,25 @@ void load_row_statistics(const P& p, const TileRange& t, T* lse, T* residual) {
 
 // delta = rowsum(do o) - dlse (width), from do and o transposed, in the same chains as dp^T = v
 // do^T: where a row sees one key, o = v and dp - delta is exactly 0. `dO` is null where grad_output
-// is absent; `o` holds (E, width) of spare memory.
+// is absent; `o` holds a chain of o transposed, (kChain, width), of spare memory.
 template <class E>
 void row_deltas(const BackwardProblem& p, const TileRange& t, const E* dO, E* o, SumOf<E>* delta) {
   using V = Vec<SumOf<E>>;
   constexpr int64_t kSteps = kChain / kTerms<E>;
-  const int64_t size = dO ? elements<E>(p.value_head_size) : 0;
-  if (dO)
-    pack_transposed<E>(p.output, head_offset(p, p.output, t.head), t.query, t.queries,
-                       p.value_head_size, o, t.width);
-  for (int64_t i = 0; i < t.width; i += V::kSize) {
-    V sum = V::fill(0);
-    for (int64_t begin = 0; begin < size; begin += kSteps) {
+  fill_zero(delta, t.width);
+  for (int64_t begin = 0; dO && begin < p.value_head_size; begin += kChain) {
+    const int64_t terms = smaller(kChain, p.value_head_size - begin);
+    pack_transposed<E>(p.output, head_offset(p, p.output, t.head) + begin * p.output.col_stride,
+                       t.query, t.queries, terms, o, t.width);
+    for (int64_t i = 0; i < t.width; i += V::kSize) {
       V chain = V::fill(0);
       // A row that sees nothing has o = 0: what do holds there, inf and NaN included, is no matter.
-      for (int64_t e = begin; e < smaller(size, begin + kSteps); ++e)
+      for (int64_t e = 0; e < elements<E>(terms); ++e)
         chain = fma_unless_zero(Vec<E>::load(dO + e * t.width + i),
                                 Vec<E>::load(o + e * t.width + i), chain);
-      sum = sum + chain;
+      (V::load(delta + i) + chain).store(delta + i);
     }
-    sum.store(delta + i);
+    dO += kSteps * t.width;
   }
   if (!p.grad_logsumexp) return;
   const int64_t offset = head_offset(p, p.grad_logsumexp, t.head);

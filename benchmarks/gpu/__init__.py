@@ -1,0 +1,1 @@
+"""What is done on a machine with a GPU: build, tests, compute-sanitizer, speed. See __main__.py."""
