@@ -86,8 +86,6 @@ class GradientTile {
                 K::kOwnsKeys ? kOwn : kColumns),
         rows_(p_, x.row_arrays<T>(), place.head) {}
 
-  TORCH_EXT_DEVICE bool is_inside() const { return scores_.is_inside(); }
-
   // Without options: in registers. Returns whether every entry counts.
   TORCH_EXT_DEVICE bool plain(Fragments& x, T (&sums)[2][kRowSums]) const {
     const bool is_inside = scores_.is_inside();
