@@ -81,4 +81,15 @@ TORCH_EXT_DEVICE void copy_tile(void* shared, const TensorMap& tensor, const int
       : "memory");
 }
 
+// Starts copying `bytes` that lie as one, both addresses and their number multiples of 16. They
+// count for `barrier`.
+TORCH_EXT_DEVICE void copy_bytes(void* shared, const void* global, int bytes,
+                                 SharedBarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(reinterpret_cast<uint64_t>(global)), "r"(bytes), "r"(shared_address(&barrier))
+      : "memory");
+}
+
 }  // namespace torch_ext::cuda

@@ -1,9 +1,7 @@
-// What the Hopper forward's kernels are given.
+// Operands as kernels are given them, and how their rows are copied.
 #pragma once
 
-#include "attention/problem.h"
 #include "cuda/hopper/operand.h"
-#include "cuda/hopper/schedule.h"
 #include "cuda/primitives/hopper_copy.h"
 
 namespace torch_ext::cuda::hopper {
@@ -13,14 +11,13 @@ struct OperandView {
   HeadCoordinates heads;
 };
 
-struct ForwardParameters {
-  OperandView query, key, value;
-  ForwardProblem problem;
-  Visibility visibility;
-  Schedule schedule;
-  float scale;
-  float scale_log2;  // scale / ln 2: weights are powers of two
-};
+// `rows` per tile.
+template <class E>
+OperandView view_operand(const Problem& p, const Operand& x, int64_t length, int64_t group,
+                         int rows) {
+  const OperandLayout layout = describe_operand(p, x, length, p.head_size, group).value();
+  return {make_tensor_map<E>(layout.tensor, rows), layout.heads};
+}
 
 // Starts copying `blocks` blocks of 64 columns of the rows from `row` on, `block_bytes` apart.
 TORCH_EXT_DEVICE void copy_rows(unsigned char* shared, const OperandView& operand, int head,

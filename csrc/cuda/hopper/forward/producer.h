@@ -1,30 +1,10 @@
 // The thread of a block that brings tiles to shared memory.
 #pragma once
 
-#include "cuda/hopper/parameters.h"
-#include "cuda/hopper/tiles.h"
+#include "cuda/hopper/forward/parameters.h"
+#include "cuda/hopper/forward/tiles.h"
 
 namespace torch_ext::cuda::hopper {
-
-// Tiles of keys that a tile of queries reads: begin <= tile < end, the same for all warpgroups.
-template <class Tiles>
-TORCH_EXT_DEVICE KeyRange tiles_of(const ForwardParameters& p, int query_tile) {
-  const int first = query_tile * Tiles::kQueries, end = first + Tiles::kQueries;
-  const int length = p.visibility.query_length;
-  const KeyRange keys = p.visibility.to_any(first, (end < length ? end : length) - 1);
-  if (keys.begin >= keys.end) return {0, 0};
-  return {keys.begin / Tiles::kKeys, (keys.end - 1) / Tiles::kKeys + 1};
-}
-
-// visit(task, round) for every task of this block.
-template <class Visit>
-TORCH_EXT_DEVICE void for_each_task(const ForwardParameters& p, const Visit& visit) {
-  for (int round = 0;; ++round) {
-    const int64_t t = task_of_round(round, block_index(), block_count());
-    if (t >= p.schedule.tasks()) return;
-    visit(find_task(p.schedule, t), round);
-  }
-}
 
 template <class Tiles>
 struct ForwardProducer {
@@ -39,8 +19,8 @@ struct ForwardProducer {
     prefetch(p.query.map);
     prefetch(p.key.map);
     prefetch(p.value.map);
-    for_each_task(p, [&](const Task& task, int) {
-      const KeyRange tiles = tiles_of<Tiles>(p, task.query_tile);
+    for_each_task(p.schedule, [&](const Task& task) {
+      const Range tiles = visible_tiles<Tiles::kQueries, Tiles::kKeys>(p.visibility, task.tile);
       if (tiles.begin == tiles.end) return;
       int tile = tiles.end - 1;
       copy_keys(task.head, tile);
@@ -55,7 +35,7 @@ struct ForwardProducer {
 
   TORCH_EXT_DEVICE void copy_queries(const Task& task) {
     wait(shared.query_free, query_parity ^ 1);
-    copy_rows(shared.query, p.query, task.head, task.query_tile * Tiles::kQueries, Tiles::kBlocks,
+    copy_rows(shared.query, p.query, task.head, task.tile * Tiles::kQueries, Tiles::kBlocks,
               Tiles::kQueryBlockBytes, shared.query_full);
     query_parity ^= 1;
   }
