@@ -1,6 +1,5 @@
 // The accuracy rule in float32: no operator errs more than twice as much as the plain formulas do
-// in the same type, plus 4 ulp of the largest value. What products of reduced precision, or
-// exponentials that are too fast, would not pass.
+// in the same type, plus 4 ulp of the largest value. Products in TF32 would.
 #include <gtest/gtest.h>
 
 #include "compare.h"
