@@ -42,6 +42,16 @@ TORCH_EXT_DEVICE void add_row(float (&sum)[kColumns], float weight, const float 
   for (int c = 0; c < kColumns; ++c) sum[c] = std::fma(weight, x[c], sum[c]);
 }
 
+// Whether the whole row is NaN, which it will remain. Looked at once in kLookInterval positions.
+constexpr int kLookInterval = 64;
+template <int kColumns>
+TORCH_EXT_DEVICE bool is_lost(const float (&x)[kColumns]) {
+  bool has_number = false;
+  TORCH_EXT_UNROLL
+  for (int c = 0; c < kColumns; ++c) has_number |= !std::isnan(x[c]);
+  return !warp_any(has_number);
+}
+
 template <class E, int kColumns>
 TORCH_EXT_DEVICE void write_row(E* row, const float (&x)[kColumns], float factor) {
   TORCH_EXT_UNROLL

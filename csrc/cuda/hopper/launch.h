@@ -16,7 +16,8 @@ constexpr int64_t kCachedBytes = 32 << 20;
 inline Schedule make_schedule(int64_t heads, int64_t tiles, int64_t sharers, int64_t bytes,
                               bool is_descending) {
   const int64_t at_once = std::max<int64_t>(1, kCachedBytes / bytes) * sharers;
-  return {heads, std::min(heads, at_once), tiles, is_descending};
+  return {static_cast<int>(heads), static_cast<int>(std::min(heads, at_once)),
+          static_cast<int>(tiles), is_descending};
 }
 
 // What queries see of keys.

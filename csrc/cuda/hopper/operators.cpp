@@ -7,10 +7,7 @@
 
 namespace torch_ext::cuda::hopper {
 
-int64_t backward_workspace(const BackwardProblem& p) {
-  if (!serves(p)) return 0;
-  return p.query_heads() * statistics_rows(p) * static_cast<int64_t>(sizeof(RowStatistics));
-}
+int64_t backward_workspace(const BackwardProblem& p) { return serves(p) ? statistics_bytes(p) : 0; }
 
 #ifdef TORCH_EXT_HAVE_SM_90A
 

@@ -18,6 +18,8 @@ struct alignas(16) Words {
 };
 
 constexpr float kNoScore = -__builtin_huge_valf();
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f, kLn2Low = -1.904654299957e-9f;  // in two parts
 
 // The sum over, or the largest in, the four lanes of a quad.
 TORCH_EXT_DEVICE float quad_sum(float x) {
@@ -54,6 +56,10 @@ TORCH_EXT_DEVICE void pack_all(uint32_t (&packed)[kCount / 8][4], const float (&
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; i += 2) packed[i / 8][i / 2 % 4] = pack<E>(x[i], x[i + 1]);
 }
+
+// From here on a score in powers of two is rounded too coarsely for its weight, were it subtracted
+// after rounding. Rows that have such scores are computed one by one (exact_row.h).
+constexpr float kLargestScore = 8192;
 
 // Whether the warp's rows are finite. Products of tiles multiply what is hidden by 0, which inf and
 // NaN survive; rows that are not finite are computed anew without it (exact_row.h).

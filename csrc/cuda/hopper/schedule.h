@@ -15,12 +15,12 @@
 namespace torch_ext::cuda::hopper {
 
 struct Schedule {
-  int64_t heads;
-  int64_t heads_at_once;
-  int64_t tiles;       // of a head
+  int heads;
+  int heads_at_once;
+  int tiles;           // of a head
   bool is_descending;  // the last tile first
 
-  TORCH_EXT_INLINE int64_t tasks() const { return heads * tiles; }
+  TORCH_EXT_INLINE int64_t tasks() const { return int64_t{heads} * tiles; }  // at most kMaxTasks
 };
 
 struct Task {
@@ -28,14 +28,13 @@ struct Task {
 };
 
 // Task t = 0 … tasks() - 1.
-TORCH_EXT_INLINE Task find_task(const Schedule& schedule, int64_t t) {
-  const int64_t per_section = schedule.heads_at_once * schedule.tiles;
-  const int64_t first_head = t / per_section * schedule.heads_at_once;
-  const int64_t left = schedule.heads - first_head;
-  const int64_t heads = left < schedule.heads_at_once ? left : schedule.heads_at_once;
-  const int64_t rest = t % per_section, tile = rest / heads;
-  return {static_cast<int>(first_head + rest % heads),
-          static_cast<int>(schedule.is_descending ? schedule.tiles - 1 - tile : tile)};
+TORCH_EXT_INLINE Task find_task(const Schedule& schedule, int t) {
+  const int per_section = schedule.heads_at_once * schedule.tiles;
+  const int first_head = t / per_section * schedule.heads_at_once;
+  const int left = schedule.heads - first_head;
+  const int heads = left < schedule.heads_at_once ? left : schedule.heads_at_once;
+  const int rest = t % per_section, tile = rest / heads;
+  return {first_head + rest % heads, schedule.is_descending ? schedule.tiles - 1 - tile : tile};
 }
 
 // The task of a block in its round 0, 1, 2 …; none if not below tasks().
@@ -49,7 +48,7 @@ TORCH_EXT_DEVICE void for_each_task(const Schedule& schedule, const Visit& visit
   for (int64_t round = 0;; ++round) {
     const int64_t t = task_of_round(round, block_index(), block_count());
     if (t >= schedule.tasks()) return;
-    visit(find_task(schedule, t));
+    visit(find_task(schedule, static_cast<int>(t)));
   }
 }
 
@@ -78,6 +77,14 @@ struct Visibility {
     return {other_length, own_length, 1 - high, 1 - low};
   }
 };
+
+// Whether some of the rows that all see `seen_by_all` does not see some position of these tiles.
+// Positions after the last one, which are zeros, do not count.
+TORCH_EXT_INLINE bool hides(const Visibility& visibility, const Range& tiles, int tile_length,
+                            const Range& seen_by_all) {
+  return tiles.begin * tile_length < seen_by_all.begin ||
+         visibility.clamp(tiles.end * tile_length) > seen_by_all.end;
+}
 
 // Tiles of kOther positions that a tile of kOwn rows reads: begin <= tile < end.
 template <int kOwn, int kOther>

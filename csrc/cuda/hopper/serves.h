@@ -35,9 +35,14 @@ inline bool is_in_pieces(const Problem& p, const Operand& x, int64_t length, int
   return aligned;
 }
 
+inline bool has_served_tasks(const Problem& p) {
+  const int64_t length = p.query_length > p.key_length ? p.query_length : p.key_length;
+  return p.query_heads() <= kMaxTasks / (length / kSmallestTile + 1);
+}
+
 inline bool has_served_inputs(const Problem& p) {
   return has_served_type(p) && has_served_size(p) && has_served_options(p) && p.query_heads() > 0 &&
-         p.query_length <= kMaxLength && p.key_length <= kMaxLength &&
+         p.query_length <= kMaxLength && p.key_length <= kMaxLength && has_served_tasks(p) &&
          describe_operand(p, p.query, p.query_length, p.head_size, 1) &&
          describe_operand(p, p.key, p.key_length, p.head_size, p.group) &&
          describe_operand(p, p.value, p.key_length, p.head_size, p.group);

@@ -26,15 +26,20 @@ inline bool is_hopper(const Stream& stream) {
   return detail::attribute(cudaDevAttrComputeCapabilityMajor, stream.device) == 9;
 }
 
-// rows <= 256.
+// rows <= 256. The device must be the current one.
 template <class E>
 TensorMap make_tensor_map(const TensorLayout& tensor, int rows) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
                                                                12000, cudaEnableDefault, &found);
+#else
+    const cudaError_t error =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
+#endif
     if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
       throw std::runtime_error("torch_ext: the CUDA driver does not offer cuTensorMapEncodeTiled");
     }

@@ -253,6 +253,33 @@ TEST(HopperForwardTest, LargeScores) {
   }
 }
 
+// All keys have the same weight, tile after tile, whatever rounding their score loses.
+TEST(HopperForwardTest, LongRowsDoNotDrift) {
+  for (const Size& size : kSizes) {
+    const int64_t m = 40 * size.keys, d = size.head_size;
+    Case c({1, 1, 1, 1, m, d, d}, options_for(d, DType::Float16));
+    c.query.fill([&] { return 650 / std::sqrt(static_cast<double>(d)); });
+    c.key.fill([] { return 6.3; });
+    c.value.for_each([&](auto b, auto h, auto j, auto e) { c.value.set(b, h, j, e, 2 * j >= m); });
+    const cuda::host::WithDevice with(hopper_device());
+    EXPECT_EQ(c.run(hopper_forward)[0].get(0, 0, 0, 0), 0.5);
+  }
+}
+
+// Scores so large that what rounding them loses exceeds the exponents of floating-point numbers.
+TEST(HopperForwardTest, HugeScores) {
+  for (const double scale : {1e3, 1e9, 1e30}) {
+    Options o = options_for(64, DType::BFloat16);
+    o.scale = scale;
+    o.is_causal = true;
+    Case c({1, 1, 1, 70, 140, 64, 64}, o);
+    const cuda::host::WithDevice with(hopper_device());
+    const auto want = c.run(reference_forward), got = c.run(hopper_forward);
+    expect_close(got[0], want[0], "output", {64, 0x1p-7});
+    expect_close(got[1], want[1], "logsumexp", {8});
+  }
+}
+
 TEST(HopperForwardTest, ServesOnlyWhatItCan) {
   const auto is_served = [](const Shape& shape, const Options& o) {
     static bool answer;

@@ -31,7 +31,7 @@ struct BackwardConsumer {
   // the thread's two rows, where they are queries.
   int first_row = 0;
   Range seen_by_all{};
-  RowStatistics own_rows[2]{};
+  RowStatistics own_rows{};
 
   TORCH_EXT_DEVICE void run() {
     for_each_task(p.schedule, [&](const Task& task) {
@@ -42,7 +42,8 @@ struct BackwardConsumer {
       if constexpr (Tiles::kHasDy) clear_accumulators(x.dy);
       if (tiles.begin < tiles.end) accumulate(tiles, x);
       const int head = task.head * sharers();
-      if ((!Tiles::kHasDx || warp_finite(x.dx)) && (!Tiles::kHasDy || warp_finite(x.dy))) {
+      if (is_finite(x) ||
+          !(hides(p.visibility, tiles, kOther, seen_by_all) || has_unusable_rows(tiles, head))) {
         const Side own = Tiles::kOwnsKeys ? key_side(p.problem) : query_side(p.problem);
         if (Tiles::kHasDx && *own.dx) store_rows(*own.dx, own, head, x.dx, p.scale);
         if (Tiles::kHasDy && *own.dy) store_rows(*own.dy, own, head, x.dy, 1);
@@ -62,7 +63,13 @@ struct BackwardConsumer {
     const int last = first_row + kWarpgroupRows - 1, length = p.visibility.own_length;
     seen_by_all = p.visibility.to_all(first_row, last < length ? last : length - 1);
     if constexpr (!Tiles::kOwnsKeys) {
-      for (int r = 0; r < 2; ++r) own_rows[r] = p.statistics_of(task.head)[row() + 8 * r];
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        const int i = row() + 8 * r;
+        const RowStatistics& x = p.statistics_of(task.head)[i / 2];
+        own_rows.lse.of[r] = x.lse.of[i % 2];
+        own_rows.delta.of[r] = x.delta.of[i % 2];
+      }
     }
   }
 
@@ -148,34 +155,47 @@ struct BackwardConsumer {
     if (begin < seen_by_all.begin || begin + kOther > seen_by_all.end) {
       hide(s, p.visibility, row(), begin);
     }
-    for_each_entry([&](int i, const RowStatistics& row) {
-      s[i] = exp2_fast(std::fma(s[i], p.scale_log2, -row.lse));
-    });
+    for_each_entry<&RowStatistics::lse>(
+        [&](int i, float lse) { s[i] = exp2_fast(std::fma(s[i], p.scale_log2, -lse)); });
   }
 
   // dP <- dS = P (dP - delta)
   TORCH_EXT_DEVICE void differentiate(const Scores& weights, Scores& dp) {
-    for_each_entry(
-        [&](int i, const RowStatistics& row) { dp[i] = weights[i] * (dp[i] - row.delta); });
+    for_each_entry<&RowStatistics::delta>(
+        [&](int i, float delta) { dp[i] = weights[i] * (dp[i] - delta); });
   }
 
-  // use(i, statistics of the query of element i)
-  template <class Use>
+  // use(i, the number of the query that element i belongs to), which is that of row r or column c.
+  template <RowStatistics::Pair RowStatistics::* kNumber, class Use>
   TORCH_EXT_DEVICE void for_each_entry(const Use& use) {
-    const auto* const columns = shared.statistics[x_at().stage()] + lane() % 4;
+    const RowStatistics* const columns = shared.statistics[x_at().stage()] + lane() % 4;
     TORCH_EXT_UNROLL
     for (int n = 0; n < kOther / 8; ++n) {
-      RowStatistics rows[2];  // of row r, or of column c
+      const RowStatistics::Pair pair =
+          Tiles::kOwnsKeys ? columns[4 * n].*kNumber : own_rows.*kNumber;
       TORCH_EXT_UNROLL
-      for (int k = 0; k < 2; ++k) {
-        rows[k] = Tiles::kOwnsKeys ? columns[4 * n].of[k] : own_rows[k];
-      }
-      TORCH_EXT_UNROLL
-      for (int i = 0; i < 4; ++i) use(4 * n + i, rows[Tiles::kOwnsKeys ? i % 2 : i / 2]);
+      for (int i = 0; i < 4; ++i) use(4 * n + i, pair.of[Tiles::kOwnsKeys ? i % 2 : i / 2]);
     }
   }
 
   // ---- Results ---------------------------------------------------------------------------------
+
+  TORCH_EXT_DEVICE bool is_finite(const Numbers& x) const {
+    return (!Tiles::kHasDx || warp_finite(x.dx)) && (!Tiles::kHasDy || warp_finite(x.dy));
+  }
+
+  // Whether the logsumexp of a row that was read is NaN (row_statistics.h).
+  TORCH_EXT_DEVICE bool has_unusable_rows(const Range& tiles, int head) const {
+    const Range rows = Tiles::kOwnsKeys ? Range{tiles.begin * kOther, tiles.end * kOther}
+                                        : Range{first_row, first_row + kWarpgroupRows};
+    bool is_unusable = false;
+    for (int h = head; h < head + sharers(); ++h) {
+      for (int i = rows.begin + lane(); i < rows.end; i += kWarpSize) {
+        is_unusable |= std::isnan(p.statistics_of(h)[i / 2].lse.of[i % 2]);
+      }
+    }
+    return warp_any(is_unusable);
+  }
 
   TORCH_EXT_DEVICE void store_rows(const Operand& result, const Side& own, int head,
                                    const Gradient& x, float factor) {

@@ -25,13 +25,24 @@ TORCH_EXT_DEVICE void store_exact_gradients(const BackwardParameters& p, int hea
   const Range seen = p.visibility.to_any(i, i);
   const int end = head + (Tiles::kOwnsKeys ? static_cast<int>(problem.group) : 1);
   for (int h = head; h < end; ++h) {
+    const auto number = [&](const Operand& operand, int64_t row) {
+      return head_data<float>(problem, operand, h, 1)[row * operand.row_stride];
+    };
     for (int j = seen.begin; j < seen.end; ++j) {
-      const RowStatistics row = p.statistics_of(h)[Tiles::kOwnsKeys ? j : i];
-      if (row.lse == -kNoScore) continue;
+      if (j % kLookInterval == 0 && (!Tiles::kHasDx || is_lost(dx)) &&
+          (!Tiles::kHasDy || is_lost(dy))) {
+        break;
+      }
+      const int row = Tiles::kOwnsKeys ? j : i;
+      const float lse = number(problem.logsumexp, row);
+      if (lse == kNoScore) continue;
       read_row(x, row_of(*other.x, other, h, j));
       read_row(y, row_of(*other.y, other, h, j));
-      const float weight = exp2_fast(std::fma(row_product(own_x, x), p.scale_log2, -row.lse));
-      if (Tiles::kHasDx) add_row(dx, weight * (row_product(own_y, y) - row.delta), x);
+      const float difference = std::fma(row_product(own_x, x), p.scale, -lse);
+      const float weight =
+          exp2_fast((difference - number(problem.logsumexp_residual, row)) * kLog2E);
+      const float delta = p.statistics_of(h)[row / 2].delta.of[row % 2];
+      if (Tiles::kHasDx) add_row(dx, weight * (row_product(own_y, y) - delta), x);
       if (Tiles::kHasDy) add_row(dy, weight, y);
     }
   }

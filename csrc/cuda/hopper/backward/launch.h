@@ -42,6 +42,7 @@ void launch_gradients(const BackwardProblem& p, const RowStatistics* statistics,
 template <class E, int kHeadSize>
 bool backward_for(const BackwardProblem& p, const Launch& on) {
   if (!is_hopper(on.stream)) return false;
+  const CurrentDevice current(on.stream, "hopper backward");
   auto* const statistics = static_cast<RowStatistics*>(on.workspace);
   using Statistics = StatisticsKernel<E, kHeadSize>;
   const StatisticsParameters of_rows{p, statistics, statistics_rows(p)};

@@ -25,13 +25,13 @@ struct BackwardParameters {
   BackwardProblem problem;
   Visibility visibility;            // what the own side sees
   Schedule schedule;                // of the own side's heads
-  const RowStatistics* statistics;  // (query heads, statistics_rows)
+  const RowStatistics* statistics;  // (query heads, statistics_rows / 2)
   int64_t statistics_rows;
   float scale;
   float scale_log2;  // scale / ln 2
 
   TORCH_EXT_DEVICE const RowStatistics* statistics_of(int64_t head) const {
-    return statistics + head * statistics_rows;
+    return statistics + head * (statistics_rows / 2);
   }
 };
 

@@ -5,14 +5,28 @@
 
 namespace torch_ext::cuda::hopper {
 
-// What the gradients need of a row of scores: P = 2^(S scale / ln 2 - lse), dS = P (dP - delta).
-struct RowStatistics {
-  float lse;    // logsumexp / ln 2; inf, with which P = 0, where no key counted
-  float delta;  // rowsum(do o) - dlse
+// What the gradients need of a row of scores: P = 2^(c S - lse), dS = P (dP - delta).
+//   lse    logsumexp / ln 2. inf, with which P = 0, where no key counted and after the last row;
+//   NaN
+//          where it is so large that P would be wrong: rows that are NaN are computed anew
+//   delta  rowsum(do o) - dlse
+// Of two rows at once, in the order in which a thread reads them.
+struct alignas(16) RowStatistics {
+  struct alignas(8) Pair {
+    float of[2];
+  };
+  Pair lse, delta;
 };
 
-// How many a head has, those after its last row included: no tile of at most 128 rows that begins
-// before that row ends after them.
-inline int64_t statistics_rows(const Problem& p) { return (p.query_length + 127 + 15) / 16 * 16; }
+// Rows of a head that have statistics: no tile of at most 128 rows that begins before the last row
+// ends after them, and they are whole tasks of the kernel that writes them.
+constexpr int kStatisticsRows = 64;
+inline int64_t statistics_rows(const Problem& p) {
+  return (p.query_length + 127 + kStatisticsRows - 1) / kStatisticsRows * kStatisticsRows;
+}
+
+inline int64_t statistics_bytes(const Problem& p) {
+  return p.query_heads() * (statistics_rows(p) / 2) * static_cast<int64_t>(sizeof(RowStatistics));
+}
 
 }  // namespace torch_ext::cuda::hopper

@@ -39,11 +39,6 @@ struct BackwardTiles {
   static_assert(kOther % 16 == 0 && kOther <= 128 && kOtherBlockBytes % kSwizzleBytes == 0);
   static_assert(kWarpgroup * (kProducerRegisters + kConsumers * kConsumerRegisters) <= kRegisters);
 
-  // The statistics of two rows, a thread's columns 8 n + 2 (lane % 4) and the next one.
-  struct alignas(16) ColumnPair {
-    RowStatistics of[2];
-  };
-
   // Barriers: a tile is complete (full), and all consuming warps are done with it (free). Where the
   // other side are queries, their statistics come with x.
   struct Shared {
@@ -51,7 +46,7 @@ struct BackwardTiles {
     alignas(kSwizzleBytes) unsigned char own_y[kHasDx ? kBlocks * kOwnBlockBytes : 16];
     alignas(kSwizzleBytes) unsigned char x[kStages][kBlocks * kOtherBlockBytes];
     alignas(kSwizzleBytes) unsigned char y[kStagesOfY][kBlocks * kOtherBlockBytes];
-    ColumnPair statistics[kStages][kOwnsKeys ? kOther / 2 : 1];
+    RowStatistics statistics[kStages][kOwnsKeys ? kOther / 2 : 1];
     SharedBarrier own_full, own_free;
     SharedBarrier x_full[kStages], x_free[kStages];
     SharedBarrier y_full[kStagesOfY], y_free[kStagesOfY];

@@ -37,10 +37,10 @@ struct ForwardConsumer {
       Output o;
       clear_accumulators(o);
       if (tiles.begin < tiles.end) attend(tiles, o);
-      if (warp_finite(o)) {
-        store_rows(task.head, o);
-      } else {
+      if (has_large_scores() || (!warp_finite(o) && hides_keys(task))) {
         store_exact_rows(task.head);
+      } else {
+        store_rows(task.head, o);
       }
     });
     if (warpgroup == 0) take_turn();  // nobody is left to take it
@@ -140,18 +140,40 @@ struct ForwardConsumer {
 
   // ---- Results ---------------------------------------------------------------------------------
 
+  TORCH_EXT_DEVICE bool hides_keys(const Task& task) const {
+    const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
+    return hides(p.visibility, tiles, kKeys, seen_by_all);
+  }
+  TORCH_EXT_DEVICE bool has_large_scores() const {
+    bool is_large = false;
+    TORCH_EXT_UNROLL
+    for (const float max : rows.max) {
+      is_large |= max != kNoScore && std::fabs(max * p.scale_log2) >= kLargestScore;
+    }
+    return warp_any(is_large);
+  }
+
   // O / sum
   TORCH_EXT_DEVICE void store_rows(int head, const Output& o) {
     const ForwardProblem& problem = p.problem;
     E* const output = head_data<E>(problem, problem.output, head, 1);
+    float sum[2];
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const float sum = quad_sum(rows.sum[r]);
+      sum[r] = quad_sum(rows.sum[r]);
       const int64_t i = query() + 8 * r;
-      const bool is_inside = i < problem.query_length;
-      store_row(is_inside ? output + i * problem.output.row_stride : nullptr, o, r,
-                sum == 0 ? 0 : 1 / sum);
-      if (is_inside && lane() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
+      store_row(i < problem.query_length ? output + i * problem.output.row_stride : nullptr, o, r,
+                sum[r] == 0 ? 0 : 1 / sum[r]);
+    }
+    if (lane() % 4 > 0) return;
+    const LogsumexpWriter logsumexp(problem, head);
+    TORCH_EXT_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const float shift = rows.max[r] * p.scale_log2, high = shift * kLn2;
+      const float low = std::fma(shift, kLn2, -high) + shift * kLn2Low;
+      if (query() + 8 * r < problem.query_length) {
+        logsumexp.write(query() + 8 * r, high, low, sum[r]);
+      }
     }
   }
 

@@ -23,16 +23,17 @@ TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int 
   };
   float max = kNoScore, sum = 0;
   for (int64_t j = seen.begin; j < seen.end; ++j) max = std::fmax(max, score(j));
-  const float shift = max == kNoScore ? 0 : max * p.scale_log2;
-  for (int64_t j = seen.begin; j < seen.end; ++j) {
-    const float weight = exp2_fast(std::fma(score(j), p.scale_log2, -shift));
+  const float shift = max == kNoScore ? 0 : max;
+  for (int64_t j = seen.begin; j < seen.end && !std::isnan(sum); ++j) {
+    const float weight = exp2_fast((score(j) - shift) * p.scale_log2);
     sum += weight;
     read_row(x, values + j * problem.value.row_stride);
     add_row(o, weight, x);
   }
   write_row(head_data<E>(problem, problem.output, head, 1) + i * problem.output.row_stride, o,
             sum == 0 ? 0 : 1 / sum);
-  if (lane() == 0) store_logsumexp(p, head, i, max, sum);
+  const float high = max * p.scale, low = std::fma(max, p.scale, -high);
+  if (lane() == 0) LogsumexpWriter(problem, head).write(i, high, low, sum);
 }
 
 }  // namespace torch_ext::cuda::hopper

@@ -32,6 +32,7 @@ void launch_forward(const ForwardProblem& p, const Stream& stream) {
 template <class E, int kHeadSize>
 bool forward_for(const ForwardProblem& p, const Launch& on) {
   if (!is_hopper(on.stream)) return false;
+  const CurrentDevice current(on.stream, "hopper forward");
   if constexpr (kHeadSize == 64) {
     launch_forward<E, ForwardTiles<64, 128>>(p, on.stream);
   } else if constexpr (kHeadSize == 256) {

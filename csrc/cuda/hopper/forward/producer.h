@@ -6,6 +6,7 @@
 
 namespace torch_ext::cuda::hopper {
 
+// Where a head lies is worked out for every tile: registers to remember it are scarcer than time.
 template <class Tiles>
 struct ForwardProducer {
   const ForwardParameters& p;
@@ -35,20 +36,20 @@ struct ForwardProducer {
 
   TORCH_EXT_DEVICE void copy_queries(const Task& task) {
     wait(shared.query_free, query_parity ^ 1);
-    copy_rows(shared.query, p.query, task.head, task.tile * Tiles::kQueries, Tiles::kBlocks,
-              Tiles::kQueryBlockBytes, shared.query_full);
+    copy_rows(shared.query, view_head(p.query, task.head), task.tile * Tiles::kQueries,
+              Tiles::kBlocks, Tiles::kQueryBlockBytes, shared.query_full);
     query_parity ^= 1;
   }
   TORCH_EXT_DEVICE void copy_keys(int head, int tile) {
     wait(shared.key_free[key_at.stage()], key_at.parity() ^ 1);
-    copy_rows(shared.key[key_at.stage()], p.key, head, tile * Tiles::kKeys, Tiles::kBlocks,
-              Tiles::kKeyBlockBytes, shared.key_full[key_at.stage()]);
+    copy_rows(shared.key[key_at.stage()], view_head(p.key, head), tile * Tiles::kKeys,
+              Tiles::kBlocks, Tiles::kKeyBlockBytes, shared.key_full[key_at.stage()]);
     ++key_at.count;
   }
   TORCH_EXT_DEVICE void copy_values(int head, int tile) {
     wait(shared.value_free[value_at.stage()], value_at.parity() ^ 1);
-    copy_rows(shared.value[value_at.stage()], p.value, head, tile * Tiles::kKeys, Tiles::kBlocks,
-              Tiles::kKeyBlockBytes, shared.value_full[value_at.stage()]);
+    copy_rows(shared.value[value_at.stage()], view_head(p.value, head), tile * Tiles::kKeys,
+              Tiles::kBlocks, Tiles::kKeyBlockBytes, shared.value_full[value_at.stage()]);
     ++value_at.count;
   }
 };
