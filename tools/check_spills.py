@@ -1,5 +1,6 @@
-"""check_spills.py BUILD: fails where a CUDA kernel spills registers that should not.
+"""check_spills.py BUILD: fails where a CUDA kernel makes less of its registers than it should.
 
+It must not spill them, nor wait for each of Hopper's products because ptxas could not follow them.
 Reads what ptxas reported while BUILD was built (cmake/keep_ptxas_report.sh). `--list` prints every
 kernel, with its stack too: local arrays, which a kernel may have for what it rarely does.
 """
@@ -24,6 +25,7 @@ ALLOWED: dict[str, str] = {
 
 KERNEL = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<architecture>\w+)'")
 REGISTERS = re.compile(r"Used (\d+) registers")
+SERIALIZED = re.compile(r"wgmma\S* instructions are serialized due to (.*?) the function '(\w+)'")
 MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -59,10 +61,16 @@ def readable(symbol: str) -> str:
     return match[1] if match else name
 
 
-def kernels(build: Path) -> list[Kernel]:
+def serialized(texts: list[str]) -> list[str]:
+    """A line for each kernel whose products wait for one another, and why."""
+    found = {(readable(name), why) for text in texts for why, name in SERIALIZED.findall(text)}
+    return [f"products wait for one another: {name}: {why}" for name, why in sorted(found)]
+
+
+def kernels(texts: list[str]) -> list[Kernel]:
     """Every kernel for every architecture."""
     found = []
-    for report in reports(build):
+    for report in texts:
         for part in re.split(r"(?=ptxas info +: Compiling entry function)", report)[1:]:
             kernel, registers, memory = (x.search(part) for x in (KERNEL, REGISTERS, MEMORY))
             if not (kernel and registers and memory):
@@ -80,7 +88,8 @@ def main() -> int:
     parser.add_argument("build", type=Path)
     parser.add_argument("--list", action="store_true", help="print every kernel")
     options = parser.parse_args()
-    found = kernels(options.build)
+    texts = list(reports(options.build))
+    found, waiting = kernels(texts), serialized(texts)
     if options.list:
         print(*found, sep="\n")
     wrong = [kernel for kernel in found if kernel.spilled]
@@ -88,10 +97,11 @@ def main() -> int:
     wrong = [x for x in wrong if not any(re.search(name, x.name) for name in ALLOWED)]
     for kernel in wrong:
         print(f"spills registers: {kernel}")
+    print(*waiting, sep="\n", end="\n" if waiting else "")
     for pattern in unused:
         print(f"ALLOWED in {__file__} names what no kernel needs any more: {pattern}")
     print(f"{len(found)} kernels, {len(wrong)} that spill and should not")
-    return 1 if wrong or unused else 0
+    return 1 if wrong or unused or waiting else 0
 
 
 if __name__ == "__main__":

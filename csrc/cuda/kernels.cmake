@@ -17,6 +17,10 @@ template void second_order<@dtype@>(const SecondOrderProblem&, const Launch&)" $
 add_cuda_instantiations(dropout_mask cuda/dropout_mask/dropout_mask.h
                         "void dropout_mask<@dtype@>(const DropoutMaskProblem&, const Stream&)" bool)
 add_cuda_instantiations(
-  hopper cuda/hopper/forward_launch.h
-  "bool hopper::forward_for<@dtype@, @size@>(const ForwardProblem&, const Stream&)" BFloat16 Float16
+  hopper_forward cuda/hopper/forward/launch.h
+  "bool hopper::forward_for<@dtype@, @size@>(const ForwardProblem&, const Launch&)" BFloat16 Float16
   SIZES 64 128 256 ARCHITECTURES 90a)
+add_cuda_instantiations(
+  hopper_backward cuda/hopper/backward/launch.h
+  "bool hopper::backward_for<@dtype@, @size@>(const BackwardProblem&, const Launch&)" BFloat16
+  Float16 SIZES 64 128 256 ARCHITECTURES 90a)

@@ -1,7 +1,9 @@
 #include "cuda/operators.h"
 
+#include <algorithm>
+
 #include "cuda/dtypes.h"
-#include "cuda/hopper/forward.h"
+#include "cuda/hopper/operators.h"
 
 namespace torch_ext::cuda {
 namespace {
@@ -39,7 +41,10 @@ int64_t forward_workspace(const ForwardProblem& p) {
   return with_element(p.query.dtype, [&](auto e) { return forward_workspace<decltype(e)>(p); });
 }
 int64_t backward_workspace(const BackwardProblem& p) {
-  return with_element(p.query.dtype, [&](auto e) { return backward_workspace<decltype(e)>(p); });
+  // Which kernels run depends on the device too.
+  return std::max(hopper::backward_workspace(p), with_element(p.query.dtype, [&](auto e) {
+                    return backward_workspace<decltype(e)>(p);
+                  }));
 }
 int64_t tangent_workspace(const TangentProblem& p) {
   return second_order_workspace(without_gradients(p));
@@ -50,10 +55,11 @@ int64_t second_order_workspace(const SecondOrderProblem& p) {
 }
 
 void forward(const ForwardProblem& p, const Launch& launch) {
-  if (hopper::forward(p, launch.stream)) return;
+  if (hopper::forward(p, launch)) return;
   with_element(p.query.dtype, [&](auto e) { forward<decltype(e)>(p, launch); });
 }
 void backward(const BackwardProblem& p, const Launch& launch) {
+  if (hopper::backward(p, launch)) return;
   with_element(p.query.dtype, [&](auto e) { backward<decltype(e)>(p, launch); });
 }
 void tangent(const TangentProblem& p, const Launch& launch) {

@@ -11,6 +11,9 @@ namespace torch_ext::cuda::hopper {
 
 // Of queries and of keys: positions and their sums stay within 32 bits.
 constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1024;
+// Of tasks, each with a tile of this many rows or more: so that their numbers have 32 bits, in
+// which divisions are fast.
+constexpr int64_t kMaxTasks = (int64_t{1} << 31) - 1, kSmallestTile = 64;
 
 constexpr int kHeadDims = kTensorDims - 2;
 constexpr int64_t kAlignment = 16;  // bytes, of rows and of what lies between heads

@@ -1,4 +1,4 @@
-// The softmax of the rows that a thread of a consuming warpgroup has, tile by tile.
+// The rows of an accumulator that a thread of a consuming warpgroup has.
 //
 // A thread shares two rows with the three other lanes of its quad: r = 0 is row lane / 4 of the
 // warp's 16, r = 1 the one 8 below. Element 4 n + 2 r + c of an accumulator belongs to row r and
@@ -7,8 +7,8 @@
 
 #include <cmath>
 
-#include "cuda/hopper/parameters.h"
-#include "cuda/hopper/tiles.h"
+#include "cuda/hopper/schedule.h"
+#include "cuda/hopper/warpgroup.h"
 #include "cuda/primitives/numbers.h"
 
 namespace torch_ext::cuda::hopper {
@@ -18,12 +18,8 @@ struct alignas(16) Words {
 };
 
 constexpr float kNoScore = -__builtin_huge_valf();
-
-// m, the largest score so far, unscaled, and Σ exp(scale (S - m)), each lane's own keys only.
-struct SoftmaxRows {
-  float max[2] = {kNoScore, kNoScore};
-  float sum[2] = {0, 0};
-};
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f, kLn2Low = -1.904654299957e-9f;  // in two parts
 
 // The sum over, or the largest in, the four lanes of a quad.
 TORCH_EXT_DEVICE float quad_sum(float x) {
@@ -35,15 +31,14 @@ TORCH_EXT_DEVICE float quad_max(float x) {
   return std::fmax(x, shuffle_xor(x, 2));
 }
 
-// S <- -inf where query `query` + 8 r does not see key first_key + column.
+// S <- -inf where row `row` + 8 r does not see first + column.
 template <int kCount>
-TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], const Visibility& visibility, int query,
-                                int first_key) {
-  const int column = first_key + lane() % 4 * 2;
+TORCH_EXT_DEVICE void hide(float (&s)[kCount], const Visibility& visibility, int row, int first) {
+  const int column = first + lane() % 4 * 2;
   TORCH_EXT_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const KeyRange keys = visibility.to_any(query + 8 * r, query + 8 * r);
-    const int begin = keys.begin - column, end = keys.end - column;
+    const Range seen = visibility.to_any(row + 8 * r, row + 8 * r);
+    const int begin = seen.begin - column, end = seen.end - column;
     TORCH_EXT_UNROLL
     for (int i = 2 * r; i < kCount; i += 4) {
       TORCH_EXT_UNROLL
@@ -55,47 +50,25 @@ TORCH_EXT_DEVICE void hide_keys(float (&s)[kCount], const Visibility& visibility
   }
 }
 
-// S <- P = exp(scale (S - m')) with m' = max(m, max S); sum <- sum alpha + Σ P, and alpha =
-// exp(scale (m - m')), by which what was summed before shrinks. A row that has seen nothing yet has
-// m' = -inf and all P = 0.
-template <int kCount>
-TORCH_EXT_DEVICE void advance_softmax(SoftmaxRows& rows, float (&s)[kCount], float (&alpha)[2],
-                                      float scale_log2) {
-  TORCH_EXT_UNROLL
-  for (int r = 0; r < 2; ++r) {
-    float max = rows.max[r];
-    TORCH_EXT_UNROLL
-    for (int i = 2 * r; i < kCount; i += 4) max = std::fmax(max, std::fmax(s[i], s[i + 1]));
-    max = quad_max(max);
-    const float shift = max == kNoScore ? 0 : max * scale_log2;
-    alpha[r] = exp2_fast(std::fma(rows.max[r], scale_log2, -shift));
-    rows.max[r] = max;
-
-    float sum = 0;
-    TORCH_EXT_UNROLL
-    for (int i = 2 * r; i < kCount; i += 4) {
-      TORCH_EXT_UNROLL
-      for (int c = 0; c < 2; ++c) {
-        s[i + c] = exp2_fast(std::fma(s[i + c], scale_log2, -shift));
-        sum += s[i + c];
-      }
-    }
-    rows.sum[r] = std::fma(rows.sum[r], alpha[r], sum);
-  }
-}
-
-// O <- alpha O
-template <int kCount>
-TORCH_EXT_DEVICE void rescale(float (&o)[kCount], const float (&alpha)[2]) {
-  TORCH_EXT_UNROLL
-  for (int i = 0; i < kCount; ++i) o[i] *= alpha[i / 2 % 2];
-}
-
-// P in 16 bits, as the left operand of P V: the accumulator of 16 columns is the operand's layout.
+// X in 16 bits, as the left operand of a product: the accumulator of 16 columns has its layout.
 template <class E, int kCount>
-TORCH_EXT_DEVICE void pack_weights(uint32_t (&weights)[kCount / 8][4], const float (&p)[kCount]) {
+TORCH_EXT_DEVICE void pack_all(uint32_t (&packed)[kCount / 8][4], const float (&x)[kCount]) {
   TORCH_EXT_UNROLL
-  for (int i = 0; i < kCount; i += 2) weights[i / 8][i / 2 % 4] = pack<E>(p[i], p[i + 1]);
+  for (int i = 0; i < kCount; i += 2) packed[i / 8][i / 2 % 4] = pack<E>(x[i], x[i + 1]);
+}
+
+// From here on a score in powers of two is rounded too coarsely for its weight, were it subtracted
+// after rounding. Rows that have such scores are computed one by one (exact_row.h).
+constexpr float kLargestScore = 8192;
+
+// Whether the warp's rows are finite. Products of tiles multiply what is hidden by 0, which inf and
+// NaN survive; rows that are not finite are computed anew without it (exact_row.h).
+template <int kCount>
+TORCH_EXT_DEVICE bool warp_finite(const float (&x)[kCount]) {
+  float zero = 0;
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kCount; ++i) zero = std::fma(x[i], 0.0f, zero);
+  return !warp_any(zero != 0);
 }
 
 // Words x[k] of the lanes of a quad change places: lane t's become the x[t] of lanes k.
@@ -114,21 +87,21 @@ TORCH_EXT_DEVICE void transpose_quad(uint32_t (&x)[4]) {
   }
 }
 
-// logsumexp = scale m + log(sum), and what rounding it lost.
-TORCH_EXT_DEVICE void store_logsumexp(const ForwardParameters& p, int head, int64_t i, float max,
-                                      float sum) {
-  const ForwardProblem& problem = p.problem;
-  const float score = max * p.scale, log_sum = std::log(sum);
-  const float rounded = score + log_sum;
-  const float large = std::fabs(score) > std::fabs(log_sum) ? score : log_sum;
-  const float small = std::fabs(score) > std::fabs(log_sum) ? log_sum : score;
-  const float lost = ((large - rounded) + small) + std::fma(max, p.scale, -score);
-  const auto store = [&](const Operand& x, float value) {
-    float* const data = static_cast<float*>(x.data);
-    data[head_offset(problem, x, head) + i * x.row_stride] = value;
-  };
-  store(problem.logsumexp, rounded);
-  store(problem.logsumexp_residual, std::isfinite(rounded) ? lost : 0);
+// Stores `factor` times row r of X at `row` unless it is null, 8 columns at once: those of
+// 8 n … 8 n + 7 are made the lane n % 4's.
+template <class E, int kCount>
+TORCH_EXT_DEVICE void store_row(E* row, const float (&x)[kCount], int r, float factor) {
+  TORCH_EXT_UNROLL
+  for (int column = 0; column < 2 * kCount; column += 32) {
+    Words words;
+    TORCH_EXT_UNROLL
+    for (int n = 0; n < 4; ++n) {
+      const float* const pair = x + column / 2 + 4 * n + 2 * r;
+      words.x[n] = pack<E>(pair[0] * factor, pair[1] * factor);
+    }
+    transpose_quad(words.x);
+    if (row != nullptr) *reinterpret_cast<Words*>(row + column + lane() % 4 * 8) = words;
+  }
 }
 
 }  // namespace torch_ext::cuda::hopper

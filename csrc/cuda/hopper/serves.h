@@ -23,28 +23,53 @@ inline bool has_served_options(const Problem& p) {
          p.scale >= 1e-30 && p.scale <= 1e30;
 }
 
-// Written in pieces of 16 bytes.
-inline bool has_served_output(const ForwardProblem& p) {
-  const Operand& o = p.output;
-  bool aligned = o.dtype == p.query.dtype && o.col_stride == 1 && is_aligned(o.data) &&
-                 (p.query_length == 1 || o.row_stride % kAlignedElements == 0);
+// Whether an operand's rows can be read or written in pieces of 16 bytes; `group` query heads share
+// a head.
+inline bool is_in_pieces(const Problem& p, const Operand& x, int64_t length, int64_t group) {
+  bool aligned = x.dtype == p.query.dtype && x.col_stride == 1 && is_aligned(x.data) &&
+                 (length == 1 || x.row_stride % kAlignedElements == 0);
   for (int d = 0; d < p.leading_dims; ++d) {
-    aligned &= p.leading_sizes[d] == 1 || o.leading_strides[d] % kAlignedElements == 0;
+    const int64_t size = p.leading_sizes[d] / (d == p.leading_dims - 1 ? group : 1);
+    aligned &= size == 1 || x.leading_strides[d] % kAlignedElements == 0;
   }
   return aligned;
 }
 
-// What the kernels can do.
-inline bool fits(const ForwardProblem& p) {
+inline bool has_served_tasks(const Problem& p) {
+  const int64_t length = p.query_length > p.key_length ? p.query_length : p.key_length;
+  return p.query_heads() <= kMaxTasks / (length / kSmallestTile + 1);
+}
+
+inline bool has_served_inputs(const Problem& p) {
   return has_served_type(p) && has_served_size(p) && has_served_options(p) && p.query_heads() > 0 &&
-         p.query_length <= kMaxLength && p.key_length <= kMaxLength && has_served_output(p) &&
+         p.query_length <= kMaxLength && p.key_length <= kMaxLength && has_served_tasks(p) &&
          describe_operand(p, p.query, p.query_length, p.head_size, 1) &&
          describe_operand(p, p.key, p.key_length, p.head_size, p.group) &&
          describe_operand(p, p.value, p.key_length, p.head_size, p.group);
 }
 
+// What the kernels can do.
+inline bool fits(const ForwardProblem& p) {
+  return has_served_inputs(p) && is_in_pieces(p, p.output, p.query_length, 1);
+}
+inline bool fits(const BackwardProblem& p) {
+  const auto is_writable = [&](const Operand& x, int64_t length, int64_t group) {
+    return !x || is_in_pieces(p, x, length, group);
+  };
+  return has_served_inputs(p) && p.grad_output &&
+         is_in_pieces(p, p.grad_output, p.query_length, 1) &&
+         describe_operand(p, p.grad_output, p.query_length, p.head_size, 1) &&
+         is_in_pieces(p, p.output, p.query_length, 1) &&
+         is_writable(p.grad_query, p.query_length, 1) &&
+         is_writable(p.grad_key, p.key_length, p.group) &&
+         is_writable(p.grad_value, p.key_length, p.group);
+}
+
 // What they are the best choice for: few queries need their keys split among more blocks.
 constexpr int64_t kFewQueries = 64;
-inline bool serves(const ForwardProblem& p) { return p.query_length > kFewQueries && fits(p); }
+template <class P>
+bool serves(const P& p) {
+  return p.query_length > kFewQueries && fits(p);
+}
 
 }  // namespace torch_ext::cuda::hopper

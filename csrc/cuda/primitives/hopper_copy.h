@@ -26,15 +26,20 @@ inline bool is_hopper(const Stream& stream) {
   return detail::attribute(cudaDevAttrComputeCapabilityMajor, stream.device) == 9;
 }
 
-// rows <= 256.
+// rows <= 256. The device must be the current one.
 template <class E>
 TensorMap make_tensor_map(const TensorLayout& tensor, int rows) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
     const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
                                                                12000, cudaEnableDefault, &found);
+#else
+    const cudaError_t error =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found);
+#endif
     if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) {
       throw std::runtime_error("torch_ext: the CUDA driver does not offer cuTensorMapEncodeTiled");
     }
@@ -78,6 +83,17 @@ TORCH_EXT_DEVICE void copy_tile(void* shared, const TensorMap& tensor, const int
       " [%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(shared_address(shared)),
       "l"(reinterpret_cast<uint64_t>(&tensor.map)), "r"(shared_address(&barrier)), "r"(at[0]),
       "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
+      : "memory");
+}
+
+// Starts copying `bytes` that lie as one, both addresses and their number multiples of 16. They
+// count for `barrier`.
+TORCH_EXT_DEVICE void copy_bytes(void* shared, const void* global, int bytes,
+                                 SharedBarrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared_address(shared)),
+      "l"(reinterpret_cast<uint64_t>(global)), "r"(bytes), "r"(shared_address(&barrier))
       : "memory");
 }
 

@@ -19,6 +19,13 @@ namespace torch_ext::cuda {
 
 // After what was done with the registers, before products that use them.
 TORCH_EXT_DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// C = 0, before any products are begun: while some are under way the compiler must not put other
+// accumulators in place.
+template <int kCount>
+TORCH_EXT_DEVICE void clear_accumulators(float (&c)[kCount]) {
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("mov.f32 %0, 0f00000000;" : "=f"(c[i])::"memory");
+}
 // Makes one group of the products since the last call.
 TORCH_EXT_DEVICE void commit_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -104,6 +111,7 @@ TORCH_EXT_DEVICE void wait_for_products(float (&c)[kCount]) {
     }                                                                           \
   }
 
+TORCH_EXT_DEFINE_SHARED(64, 32, 32, 33, 34)
 TORCH_EXT_DEFINE_SHARED(80, 40, 40, 41, 42)
 TORCH_EXT_DEFINE_SHARED(128, 64, 64, 65, 66)
 TORCH_EXT_DEFINE_SHARED(176, 88, 88, 89, 90)

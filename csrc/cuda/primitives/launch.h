@@ -59,25 +59,6 @@ inline void check(cudaError_t error, const char* kernel, int device,
   throw std::runtime_error(message);
 }
 
-// The current device while this lives.
-class CurrentDevice {
- public:
-  CurrentDevice(int device, const char* kernel) {
-    check(cudaGetDevice(&previous_), kernel, device, {});
-    if (previous_ == device) return;
-    check(cudaSetDevice(device), kernel, device, {});
-    changed_ = true;
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  ~CurrentDevice() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
-
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerProcessor)
     run_kernel(const __grid_constant__ typename Kernel::Parameters parameters) {
@@ -85,6 +66,23 @@ __global__ void __launch_bounds__(Kernel::kThreads, Kernel::kBlocksPerProcessor)
 }
 
 }  // namespace detail
+
+// The stream's device is the current one while this lives. It is set even where it is that already:
+// on a thread that has called nothing yet, its context is not.
+class CurrentDevice {
+ public:
+  CurrentDevice(const Stream& stream, const char* kernel) : device_(stream.device) {
+    detail::check(cudaGetDevice(&previous_), kernel, device_, {});
+    detail::check(cudaSetDevice(device_), kernel, device_, {});
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  ~CurrentDevice() {
+    if (previous_ != device_) cudaSetDevice(previous_);
+  }
+
+ private:
+  int device_, previous_ = 0;
+};
 
 // Shared memory that one block may have, in bytes.
 inline int64_t shared_memory_limit(const Stream& stream) {
@@ -105,7 +103,7 @@ void launch(const Stream& stream, int64_t blocks, int64_t shared_bytes,
   static_assert(std::is_trivially_copyable_v<Parameters> &&
                 sizeof(Parameters) <= kMaxParameterBytes);
   if (blocks <= 0) return;
-  const detail::CurrentDevice current(stream.device, Kernel::kName);
+  const CurrentDevice current(stream, Kernel::kName);
   const auto check = [&](cudaError_t error) {
     detail::check(error, Kernel::kName, stream.device, {__CUDA_ARCH_LIST__});
   };

@@ -4,24 +4,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <initializer_list>
 #include <vector>
 
-#include "compare.h"
-#include "cuda/hopper/forward_launch.h"
+#include "cuda/hopper/forward/launch.h"
 #include "cuda/hopper/serves.h"
+#include "hopper_cases.h"
 
 namespace torch_ext::test {
 namespace {
 
 namespace hopper = cuda::hopper;
-
-cuda::host::Device hopper_device() {
-  cuda::host::Device device = cuda::host::device();
-  device.shared_memory_limit = 227 * 1024;
-  return device;
-}
 
 template <class E>
 bool forward_of(const ForwardProblem& p) {
@@ -41,20 +34,9 @@ struct Size {
 };
 // Heads of 128 have tiles of 176 keys where nothing is hidden, else of 128.
 constexpr Size kSizes[] = {{64, 192, 128}, {128, 128, 176}, {256, 128, 80}};
-constexpr DType kDTypes[] = {DType::BFloat16, DType::Float16};
-
-Options options_for(int64_t head_size, DType dtype) {
-  Options o;
-  o.dtype = dtype;
-  o.scale = 1 / std::sqrt(static_cast<double>(head_size));
-  return o;
-}
-
 void expect_forward(Case& c, const std::vector<Tensor>& want,
                     const cuda::host::Device& device = hopper_device()) {
-  SCOPED_TRACE(describe(c.shape, c.options) + (device.copies_early ? ", copies early" : "") +
-               (device.products_early ? ", products early" : "") + ", order " +
-               std::to_string(device.order.kind));
+  SCOPED_TRACE(describe(c.shape, c.options) + describe(device));
   const cuda::host::WithDevice with(device);
   const auto got = c.run(hopper_forward);
   // Weights are rounded before they are multiplied.
@@ -218,25 +200,12 @@ TEST(HopperForwardTest, OperandsAreDescribedByTheirStrides) {
 // What is asynchronous may happen at any time between the request and the wait, and threads may run
 // in any order.
 TEST(HopperForwardTest, EarlyAndLateInAnyOrder) {
-  using Order = cuda::host::Order;
   for (const Size& size : kSizes) {
     Options o = options_for(size.head_size, DType::BFloat16);
     o.left = 3 * size.keys;
     Case c({1, 2, 1, size.queries, 5 * size.keys, size.head_size, size.head_size}, o);
     const auto want = c.run(reference_forward);
-    for (const bool copies_early : {false, true}) {
-      for (const bool products_early : {false, true}) {
-        for (const Order& order :
-             {Order{Order::Forward, 0}, Order{Order::Backward, 0}, Order{Order::Shuffled, 1}}) {
-          cuda::host::Device device = hopper_device();
-          device.processors = 1;
-          device.copies_early = copies_early;
-          device.products_early = products_early;
-          device.order = order;
-          expect_forward(c, want, device);
-        }
-      }
-    }
+    for (const cuda::host::Device& device : devices_in_any_order()) expect_forward(c, want, device);
   }
 }
 
@@ -281,6 +250,33 @@ TEST(HopperForwardTest, LargeScores) {
     const auto want = c.run(reference_forward), got = c.run(hopper_forward);
     expect_close(got[0], want[0], "output", {64 * std::max(1.0, 30 * scale), 0x1p-7});
     expect_close_logsumexp(got, want, 64 * std::max(1.0, 30 * scale));
+  }
+}
+
+// All keys have the same weight, tile after tile, whatever rounding their score loses.
+TEST(HopperForwardTest, LongRowsDoNotDrift) {
+  for (const Size& size : kSizes) {
+    const int64_t m = 40 * size.keys, d = size.head_size;
+    Case c({1, 1, 1, 1, m, d, d}, options_for(d, DType::Float16));
+    c.query.fill([&] { return 650 / std::sqrt(static_cast<double>(d)); });
+    c.key.fill([] { return 6.3; });
+    c.value.for_each([&](auto b, auto h, auto j, auto e) { c.value.set(b, h, j, e, 2 * j >= m); });
+    const cuda::host::WithDevice with(hopper_device());
+    EXPECT_EQ(c.run(hopper_forward)[0].get(0, 0, 0, 0), 0.5);
+  }
+}
+
+// Scores so large that what rounding them loses exceeds the exponents of floating-point numbers.
+TEST(HopperForwardTest, HugeScores) {
+  for (const double scale : {1e3, 1e9, 1e30}) {
+    Options o = options_for(64, DType::BFloat16);
+    o.scale = scale;
+    o.is_causal = true;
+    Case c({1, 1, 1, 70, 140, 64, 64}, o);
+    const cuda::host::WithDevice with(hopper_device());
+    const auto want = c.run(reference_forward), got = c.run(hopper_forward);
+    expect_close(got[0], want[0], "output", {64, 0x1p-7});
+    expect_close(got[1], want[1], "logsumexp", {8});
   }
 }
 

@@ -150,6 +150,39 @@ TEST(HopperPrimitivesTest, CopiesAreSwizzledAndEndWhereTheTensorDoes) {
   }
 }
 
+// Two copies for one barrier.
+TEST(HopperPrimitivesTest, BytesAreCopiedAsTheyAre) {
+  alignas(16) uint16_t source[32];
+  for (int i = 0; i < 32; ++i) source[i] = static_cast<uint16_t>(i + 1);
+  for (const bool copies_early : {false, true}) {
+    host::Device changed = host::device();
+    changed.copies_early = copies_early;
+    const host::WithDevice with(changed);
+    int wrong = 0;
+    run_threads<32>(
+        [&] {
+          if (thread_index() == 0) {
+            initialize(tile().barrier, 2);
+            for (const int half : {0, 1}) {
+              arrive_and_expect(tile().barrier, 32);
+              copy_bytes(tile().matrix + 64 * half, source + 16 * half, 32, tile().barrier);
+            }
+          }
+          block_barrier();
+          wait(tile().barrier, 0);
+          for (const int half : {0, 1}) {
+            wrong += std::memcmp(tile().matrix + 64 * half, source + 16 * half, 32) != 0;
+          }
+          wrong += tile().matrix[32] != 0xff;
+        },
+        sizeof(Tile));
+    EXPECT_EQ(wrong, 0);
+  }
+  EXPECT_TRUE(has(error_of<32>([&] { copy_bytes(tile().matrix, source + 1, 32, tile().barrier); },
+                               sizeof(Tile)),
+                  {"copy_bytes (", "not a multiple of 16"}));
+}
+
 // Without a wait there is nothing to be seen yet.
 TEST(HopperPrimitivesTest, CopiesAreLate) {
   const Source source;

@@ -62,6 +62,20 @@ inline void copy_tile(unsigned char* shared, const TensorMap& map, const TileOri
   }
 }
 
+// Now or later; then `bytes` have come for the barrier.
+inline void start_copy(SharedBarrier& barrier, int bytes, const char* name, const Location& where,
+                       const std::function<void()>& copy) {
+  const auto perform = [&barrier, bytes, name, where, copy] {
+    copy();
+    BarrierState state = load(barrier, name, where);
+    state.bytes -= bytes;
+    store(barrier, state);
+  };
+  if (device().copies_early) return perform();
+  hopper_block().copies.push_back({&barrier, perform});
+  notify();
+}
+
 }  // namespace host
 
 TORCH_EXT_DEVICE void copy_tile(void* shared, const TensorMap& tensor, const int (&at)[kTensorDims],
@@ -75,15 +89,20 @@ TORCH_EXT_DEVICE void copy_tile(void* shared, const TensorMap& tensor, const int
   }
   host::TileOrigin origin;
   std::memcpy(origin.at, at, sizeof at);
-  const auto perform = [target, &tensor, origin, &barrier, bytes, where] {
-    host::copy_tile(target, tensor, origin);
-    host::BarrierState state = host::load(barrier, "copy_tile", where);
-    state.bytes -= bytes;
-    host::store(barrier, state);
-  };
-  if (host::device().copies_early) return perform();
-  host::hopper_block().copies.push_back({&barrier, perform});
-  host::notify();
+  host::start_copy(barrier, bytes, "copy_tile", where,
+                   [target, &tensor, origin] { host::copy_tile(target, tensor, origin); });
+}
+
+TORCH_EXT_DEVICE void copy_bytes(void* shared, const void* global, int bytes,
+                                 SharedBarrier& barrier,
+                                 host::Location where = host::Location::current()) {
+  host::check_shared(shared, bytes, "copy_bytes", where);
+  const auto is_aligned = [](const void* x) { return reinterpret_cast<uintptr_t>(x) % 16 == 0; };
+  if (!is_aligned(shared) || !is_aligned(global) || bytes % 16 != 0 || bytes <= 0) {
+    host::fail("copy_bytes", where, "an address or the length is not a multiple of 16");
+  }
+  host::start_copy(barrier, bytes, "copy_bytes", where,
+                   [=] { std::memcpy(shared, global, static_cast<size_t>(bytes)); });
 }
 
 }  // namespace torch_ext::cuda

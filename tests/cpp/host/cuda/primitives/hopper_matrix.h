@@ -1,6 +1,7 @@
 // csrc/cuda/primitives/hopper_matrix.h on the host.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -157,6 +158,10 @@ inline void wait_for_products(int pending, float* c, const Location& where) {
 }  // namespace host
 
 TORCH_EXT_DEVICE void begin_products() { host::product_thread().may_issue = true; }
+template <int kCount>
+TORCH_EXT_DEVICE void clear_accumulators(float (&c)[kCount]) {
+  std::fill_n(c, kCount, 0.0f);
+}
 TORCH_EXT_DEVICE void commit_products() {
   host::ProductThread& self = host::product_thread();
   self.groups.push_back(self.issued);

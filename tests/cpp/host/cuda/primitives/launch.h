@@ -11,6 +11,10 @@ namespace torch_ext::cuda {
 
 constexpr int64_t kMaxParameterBytes = 32764;
 
+struct CurrentDevice {
+  CurrentDevice(const Stream&, const char*) {}
+};
+
 inline int64_t shared_memory_limit(const Stream&) { return host::device().shared_memory_limit; }
 inline int processors(const Stream&) { return host::device().processors; }
 

@@ -10,32 +10,25 @@
 //   O = alpha O
 #pragma once
 
-#include "cuda/hopper/consumer.h"
-#include "cuda/hopper/producer.h"
+#include "cuda/hopper/forward/consumer.h"
+#include "cuda/hopper/forward/producer.h"
 
 namespace torch_ext::cuda::hopper {
 
 template <class E, class Tiles>
-struct ForwardKernel {
+struct ForwardKernel : Tiles {
   static constexpr const char* kName = "hopper forward";
-  static constexpr int kThreads = Tiles::kThreads;
   static constexpr int kBlocksPerProcessor = 1;
   using Parameters = ForwardParameters;
   using Shared = typename Tiles::Shared;
 
-  static TORCH_EXT_DEVICE void run(const Parameters& p) {
-    Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    if (thread_index() == 0) initialize_all(shared);
-    block_barrier();
-    // The same in the whole warp, as the compiler can see.
-    const int warpgroup = shuffle(thread_index() / kWarpgroup, 0);
-    if (warpgroup == Tiles::kConsumers) {
-      give_up_registers<Tiles::kProducerRegisters>();
-      if (thread_index() % kWarpgroup == 0) ForwardProducer<Tiles>{p, shared}.run();
-    } else {
-      claim_registers<Tiles::kConsumerRegisters>();
-      ForwardConsumer<E, Tiles>{p, shared, warpgroup}.run();
-    }
+  static TORCH_EXT_DEVICE void run(const Parameters& p) { run_block<ForwardKernel>(p); }
+
+  static TORCH_EXT_DEVICE void produce(const Parameters& p, Shared& shared) {
+    ForwardProducer<Tiles>{p, shared}.run();
+  }
+  static TORCH_EXT_DEVICE void consume(const Parameters& p, Shared& shared, int warpgroup) {
+    ForwardConsumer<E, Tiles>{p, shared, warpgroup}.run();
   }
 
   static TORCH_EXT_DEVICE void initialize_all(Shared& shared) {
@@ -48,10 +41,6 @@ struct ForwardKernel {
       initialize(shared.key_free[i], kConsumingWarps);
       initialize(shared.value_free[i], kConsumingWarps);
     }
-    for (int w = 0; w < Tiles::kConsumers; ++w) {
-      shared.unsafe_round[w][0] = shared.unsafe_round[w][1] = -1;
-    }
-    make_barriers_visible();
   }
 };
 

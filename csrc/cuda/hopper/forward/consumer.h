@@ -1,11 +1,10 @@
 // A warpgroup that computes the output of 64 queries per task.
 #pragma once
 
-#include "cuda/hopper/exact_rows.h"
-#include "cuda/hopper/producer.h"
-#include "cuda/hopper/rows.h"
-#include "cuda/hopper/tiles.h"
-#include "cuda/primitives/hopper_matrix.h"
+#include "cuda/hopper/forward/exact_rows.h"
+#include "cuda/hopper/forward/softmax.h"
+#include "cuda/hopper/forward/tiles.h"
+#include "cuda/hopper/products.h"
 
 namespace torch_ext::cuda::hopper {
 
@@ -13,8 +12,7 @@ template <class E, class Tiles>
 struct ForwardConsumer {
   static constexpr int kKeys = Tiles::kKeys;
   static constexpr int kHeadSize = Tiles::kHeadSize;
-  // Named barriers: whose turn it is, and the warps of a warpgroup.
-  static constexpr int kTurns = 1, kMeetings = kTurns + Tiles::kConsumers;
+  static constexpr int kTurns = 1;  // named barriers: whose turn it is
 
   using Scores = float[kKeys / 2];
   using Weights = uint32_t[kKeys / 16][4];
@@ -28,19 +26,18 @@ struct ForwardConsumer {
 
   // Of the task at hand: the warpgroup's first query, and the keys that all of its queries see.
   int first_query = 0;
-  KeyRange seen_by_all{};
+  Range seen_by_all{};
   SoftmaxRows rows{};
 
   TORCH_EXT_DEVICE void run() {
     if (warpgroup == Tiles::kConsumers - 1) pass_turn();  // the first turn is warpgroup 0's
-    for_each_task(p, [&](const Task& task, int round) {
-      const KeyRange tiles = tiles_of<Tiles>(p, task.query_tile);
+    for_each_task(p.schedule, [&](const Task& task) {
+      const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
       begin_task(task);
       Output o;
-      TORCH_EXT_UNROLL
-      for (int i = 0; i < kHeadSize / 2; ++i) o[i] = 0;
-      if (tiles.begin < tiles.end) attend(tiles, round, o);
-      if (hides_keys(tiles) && is_unsafe(round)) {
+      clear_accumulators(o);
+      if (tiles.begin < tiles.end) attend(tiles, o);
+      if (has_large_scores() || (!warp_finite(o) && hides_keys(task))) {
         store_exact_rows(task.head);
       } else {
         store_rows(task.head, o);
@@ -50,8 +47,8 @@ struct ForwardConsumer {
   }
 
   TORCH_EXT_DEVICE void begin_task(const Task& task) {
-    first_query = task.query_tile * Tiles::kQueries + warpgroup * kWarpgroupRows;
-    const int last = first_query + kWarpgroupRows - 1, length = p.visibility.query_length;
+    first_query = task.tile * Tiles::kQueries + warpgroup * kWarpgroupRows;
+    const int last = first_query + kWarpgroupRows - 1, length = p.visibility.own_length;
     seen_by_all = p.visibility.to_all(first_query, last < length ? last : length - 1);
     rows = {};
   }
@@ -59,16 +56,9 @@ struct ForwardConsumer {
   // The first of this thread's two; the other is 8 below.
   TORCH_EXT_DEVICE int query() const { return first_query + warp() * 16 + lane() / 4; }
 
-  // Whether some query of the warpgroup does not see some key of these tiles; keys after the last
-  // one, which are zeros, do not count.
-  TORCH_EXT_DEVICE bool hides_keys(const KeyRange& tiles) const {
-    const int end = p.visibility.clamp(tiles.end * kKeys);
-    return tiles.begin * kKeys < seen_by_all.begin || end > seen_by_all.end;
-  }
-
   // ---- One task ------------------------------------------------------------------------------
 
-  TORCH_EXT_DEVICE void attend(const KeyRange& tiles, int round, Output& o) {
+  TORCH_EXT_DEVICE void attend(const Range& tiles, Output& o) {
     wait(shared.query_full, query_parity);
     Scores s;
     Weights weights;
@@ -80,7 +70,7 @@ struct ForwardConsumer {
     release(shared.key_free[key().stage()]);
     weigh(tile, s, alpha);
     await_values();
-    pack_weights<E>(weights, s);
+    pack_all<E>(weights, s);
     ++tiles_begun;
 
     for (; tile > tiles.begin; --tile) {
@@ -88,7 +78,6 @@ struct ForwardConsumer {
       multiply_scores(s);
       multiply_values(o, weights);
       pass_turn();
-      inspect_values(tile, round);
       wait_for_products<1>(s);
       release(shared.key_free[key().stage()]);
       weigh(tile - 1, s, alpha);
@@ -96,14 +85,13 @@ struct ForwardConsumer {
       wait_for_products<0>(o);
       release(shared.value_free[value().stage()]);
       rescale(o, alpha);
-      pack_weights<E>(weights, s);
+      pack_all<E>(weights, s);
       ++tiles_begun;
     }
     release(shared.query_free);
     query_parity ^= 1;
 
     multiply_values(o, weights);
-    inspect_values(tile, round);
     wait_for_products<0>(o);
     release(shared.value_free[value().stage()]);
   }
@@ -116,17 +104,9 @@ struct ForwardConsumer {
   // S = Q Kᵀ
   TORCH_EXT_DEVICE void multiply_scores(Scores& s) {
     wait(shared.key_full[key().stage()], key().parity());
-    const MatrixDescriptor q = describe_matrix(
-        shared_address(shared.query) + warpgroup * kWarpgroupRows * kBlockRowBytes, 0);
-    const MatrixDescriptor k = describe_matrix(shared_address(shared.key[key().stage()]), 0);
-    begin_products();
-    TORCH_EXT_UNROLL
-    for (int d = 0; d < kHeadSize; d += 16) {
-      const int block = d / kBlockColumns, within = d % kBlockColumns * 2;
-      multiply_add<E>(s, q + (block * Tiles::kQueryBlockBytes + within),
-                      k + (block * Tiles::kKeyBlockBytes + within), d > 0);
-    }
-    commit_products();
+    start_row_product<E, kHeadSize>(
+        s, {shared.query + warpgroup * kWarpgroupRows * kBlockRowBytes, Tiles::kQueryBlockBytes},
+        {shared.key[key().stage()], Tiles::kKeyBlockBytes});
   }
 
   // The values of the tile whose scores are there.
@@ -134,40 +114,19 @@ struct ForwardConsumer {
 
   // O += P V
   TORCH_EXT_DEVICE void multiply_values(Output& o, const Weights& weights) {
-    const MatrixDescriptor v =
-        describe_matrix(shared_address(shared.value[value().stage()]), Tiles::kKeyBlockBytes);
-    begin_products();
-    TORCH_EXT_UNROLL
-    for (int j = 0; j < kKeys / 16; ++j) {
-      multiply_add<E>(o, weights[j], v + j * 16 * kBlockRowBytes, true);
-    }
-    commit_products();
+    start_column_product<E>(o, weights, {shared.value[value().stage()], Tiles::kKeyBlockBytes});
   }
 
   // S <- P, rows advance
   TORCH_EXT_DEVICE void weigh(int tile, Scores& s, float (&alpha)[2]) {
     const int begin = tile * kKeys;
     if (begin < seen_by_all.begin || begin + kKeys > seen_by_all.end) {
-      hide_keys(s, p.visibility, query(), begin);
+      hide(s, p.visibility, query(), begin);
     }
     advance_softmax(rows, s, alpha, p.scale_log2);
   }
 
-  // Notes the round if the weights of hidden keys, 0, would not make their values vanish.
-  TORCH_EXT_DEVICE void inspect_values(int tile, int round) {
-    if (hides_keys({tile, tile + 1}) &&
-        finds_non_finite<E>(shared.value[value().stage()], sizeof(shared.value[0]))) {
-      shared.unsafe_round[warpgroup][round % 2] = round;
-    }
-  }
-
-  // ---- Meeting others --------------------------------------------------------------------------
-
-  // This warp no longer reads a tile.
-  TORCH_EXT_DEVICE void release(SharedBarrier& barrier) {
-    warp_barrier();
-    if (lane() == 0) arrive(barrier);
-  }
+  // ---- Taking turns ---------------------------------------------------------------------------
 
   TORCH_EXT_DEVICE void take_turn() {
     if constexpr (Tiles::kTakesTurns) meet_at(kTurns + warpgroup, 2 * kWarpgroup);
@@ -179,38 +138,42 @@ struct ForwardConsumer {
     }
   }
 
-  // Whether any thread of the warpgroup has noted this round. The next one is noted elsewhere, so
-  // that this one can still be read.
-  TORCH_EXT_DEVICE bool is_unsafe(int round) {
-    meet_at(kMeetings + warpgroup, kWarpgroup);
-    return shared.unsafe_round[warpgroup][round % 2] == round;
-  }
-
   // ---- Results ---------------------------------------------------------------------------------
 
-  // O / sum, 8 columns of a row per store: those of 8 n … 8 n + 7 are made the lane n % 4's.
+  TORCH_EXT_DEVICE bool hides_keys(const Task& task) const {
+    const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
+    return hides(p.visibility, tiles, kKeys, seen_by_all);
+  }
+  TORCH_EXT_DEVICE bool has_large_scores() const {
+    bool is_large = false;
+    TORCH_EXT_UNROLL
+    for (const float max : rows.max) {
+      is_large |= max != kNoScore && std::fabs(max * p.scale_log2) >= kLargestScore;
+    }
+    return warp_any(is_large);
+  }
+
+  // O / sum
   TORCH_EXT_DEVICE void store_rows(int head, const Output& o) {
     const ForwardProblem& problem = p.problem;
-    E* const output =
-        static_cast<E*>(problem.output.data) + head_offset(problem, problem.output, head);
+    E* const output = head_data<E>(problem, problem.output, head, 1);
+    float sum[2];
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const float sum = quad_sum(rows.sum[r]), factor = 1 / sum;
+      sum[r] = quad_sum(rows.sum[r]);
       const int64_t i = query() + 8 * r;
-      const bool is_inside = i < problem.query_length;
-      E* const row = output + i * problem.output.row_stride + lane() % 4 * 8;
-      TORCH_EXT_UNROLL
-      for (int column = 0; column < kHeadSize; column += 32) {
-        Words words;
-        TORCH_EXT_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          const float* const x = o + column / 2 + 4 * n + 2 * r;
-          words.x[n] = sum == 0 ? 0 : pack<E>(x[0] * factor, x[1] * factor);
-        }
-        transpose_quad(words.x);
-        if (is_inside) *reinterpret_cast<Words*>(row + column) = words;
+      store_row(i < problem.query_length ? output + i * problem.output.row_stride : nullptr, o, r,
+                sum[r] == 0 ? 0 : 1 / sum[r]);
+    }
+    if (lane() % 4 > 0) return;
+    const LogsumexpWriter logsumexp(problem, head);
+    TORCH_EXT_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const float shift = rows.max[r] * p.scale_log2, high = shift * kLn2;
+      const float low = std::fma(shift, kLn2, -high) + shift * kLn2Low;
+      if (query() + 8 * r < problem.query_length) {
+        logsumexp.write(query() + 8 * r, high, low, sum[r]);
       }
-      if (is_inside && lane() % 4 == 0) store_logsumexp(p, head, i, rows.max[r], sum);
     }
   }
 
