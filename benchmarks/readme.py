@@ -60,16 +60,15 @@ def machine_line(machine: list[Row]) -> str:
 
 
 def with_ratios_of(rows: list[Row], other: Tables) -> list[Row]:
-    """The cases with the ratios of another run as a further column."""
+    """The cases with the ratios of another run, and their limits, as further columns."""
     name = next(r["value"] for r in other["machine"] if r["what"] == "instruction sets")
-    ratios = {
-        (row["case"], row["dtype"], row["what"]): row["ratio to SDPA"] or row["ratio to math"]
-        for row in other["cases"]
-    }
-    return [
-        {**row, f"ratio, {name}": ratios.get((row["case"], row["dtype"], row["what"]), "")}
-        for row in rows
-    ]
+    beside = {(row["case"], row["dtype"], row["what"]): row for row in other["cases"]}
+    further = []
+    for row in rows:
+        found = beside.get((row["case"], row["dtype"], row["what"]), {})
+        ratio = found.get("ratio to SDPA") or found.get("ratio to math", "")
+        further.append({f"ratio, {name}": ratio, f"limit, {name}": found.get("limit", "")})
+    return [{**row, **columns} for row, columns in zip(rows, further, strict=True)]
 
 
 def peers_table(rows: list[Row]) -> str:

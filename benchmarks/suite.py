@@ -87,12 +87,17 @@ def case_row(case: Case, work: str, settings: Settings) -> Row:
     if speed:
         row[unit] = f"{speed / 1e9:.3g}"
         row["share of peak"] = f"{speed / peak:.1%}"
+    if speed and "SDPA" in times:
+        row["limit"] = f"{times['SDPA'] * peak / amount:.2f}"
     row["reached"] = "yes" if is_reached(target, ratios, speed / peak) else "no"
     return row
 
 
 def timed_row(case: Case, work: str, times: dict[str, float], target: Target) -> Row:
-    """The columns that every case has; seconds in `times`."""
+    """The columns that every case has; seconds in `times`.
+
+    The limit is the ratio to SDPA of a program that runs at the measured peak from start to end.
+    """
     b, h, _, n, m, d, e = case.sizes
 
     def ms(name: str) -> str:
@@ -116,17 +121,19 @@ def timed_row(case: Case, work: str, times: dict[str, float], target: Target) ->
         "GFLOP/s": "",
         "GB/s": "",
         "share of peak": "",
+        "limit": "",
     }
 
 
 def training_row(context: int, settings: Settings) -> Row:
-    """A whole training step of the example's language model."""
+    """A whole training step of the example's language model; the limit is without attention."""
     steps, sizes = training_steps(context)
     target = Target(sdpa=1.2)
     times = fastest(steps, 2 * settings.seconds)
     case = Case(f"language model, context {context}")
     row = timed_row(case, "training step", times, target)
     row["B, H, N, M, D, E"] = sizes
+    row["limit"] = f"{times['SDPA'] / times['none']:.2f}"
     reached = is_reached(target, {"SDPA": times["SDPA"] / times["torch_ext"]}, 0.0)
     return {**row, "reached": "yes" if reached else "no"}
 
@@ -212,5 +219,6 @@ def summary(found: dict[str, list[Row]]) -> list[str]:
             x for x in (row["ratio to SDPA"], row["ratio to math"], row["share of peak"]) if x
         )
         name = ", ".join(x for x in (row["case"], row.get("dtype"), row.get("what")) if x)
-        lines.append(f"  {name}: {reached}, aimed at {row['target']}")
+        limit = f", limit {row['limit']}" if row.get("limit") else ""
+        lines.append(f"  {name}: {reached}, aimed at {row['target']}{limit}")
     return lines

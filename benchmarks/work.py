@@ -182,7 +182,7 @@ WORK: dict[str, Callable[[Attention, Inputs], Callable[[], object]]] = {
 
 
 def training_steps(context: int) -> tuple[dict[str, Callable[[], float]], str]:
-    """A step of the example's language model on both attentions, from equal weights.
+    """A step of the example's language model on both attentions and on none, from equal weights.
 
     Args:
         context: bytes in a sequence; 8 sequences, all else as train.py has it by default.
@@ -198,7 +198,15 @@ def training_steps(context: int) -> tuple[dict[str, Callable[[], float]], str]:
     build = {"context": context, "width": width, "heads": heads, "layers": 4}
     first = model.LanguageModel(**build)
     steps: dict[str, Callable[[], float]] = {}
-    attentions = {"torch_ext": torch_ext.attention, "SDPA": F.scaled_dot_product_attention}
+
+    def none(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
+        return query + key + value  # so that all have gradients
+
+    attentions = {
+        "torch_ext": torch_ext.attention,
+        "SDPA": F.scaled_dot_product_attention,
+        "none": none,
+    }
     for name, attention in attentions.items():
         network = model.LanguageModel(**build, attention=attention)
         network.load_state_dict(first.state_dict())
