@@ -177,6 +177,15 @@ TEST(HopperBackwardTest, RowsWithoutKeys) {
   expect_backward(c);
 }
 
+TEST(HopperBackwardTest, OneHiddenKey) {
+  for (const bool is_first : {false, true}) {
+    for (const double bad : {kInf, kNan}) {
+      Case c = case_with_one_hidden_key(is_first, bad);
+      expect_backward(c);
+    }
+  }
+}
+
 // Seen by all, they go where the reference has them.
 TEST(HopperBackwardTest, VisibleInfAndNan) {
   for (const double bad : {kInf, kNan}) {

@@ -19,6 +19,17 @@ inline Options options_for(int64_t head_size, DType dtype) {
   return o;
 }
 
+// One query that sees all of 40 keys but the first or the last, which are `bad`.
+inline Case case_with_one_hidden_key(bool is_first, double bad) {
+  Options o = options_for(64, DType::BFloat16);
+  (is_first ? o.left : o.right) = 38;
+  o.bottom_right = is_first;
+  Case c({1, 1, 1, 1, 40, 64, 64}, o);
+  c.value.set(0, 0, is_first ? 0 : 39, 7, bad);
+  c.key.set(0, 0, is_first ? 0 : 39, 7, bad);
+  return c;
+}
+
 inline cuda::host::Device hopper_device() {
   cuda::host::Device device = cuda::host::device();
   device.shared_memory_limit = 227 * 1024;

@@ -227,6 +227,15 @@ TEST(HopperForwardTest, HiddenInfAndNan) {
   }
 }
 
+TEST(HopperForwardTest, OneHiddenKey) {
+  for (const bool is_first : {false, true}) {
+    for (const double bad : {kInf, kNan}) {
+      Case c = case_with_one_hidden_key(is_first, bad);
+      expect_forward(c);
+    }
+  }
+}
+
 // Seen by all queries, they go where the reference has them.
 TEST(HopperForwardTest, VisibleInfAndNan) {
   for (const Size& size : kSizes) {
