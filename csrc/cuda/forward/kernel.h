@@ -70,8 +70,8 @@ class ForwardTask {
     task.own[0] = query_matrix<E>(p_, p_.query, task_.head, p_.head_size);
     task.other[0] = key_matrix<E>(p_, p_.key, task_.head, p_.head_size);
     task.other[1] = key_matrix<E>(p_, p_.value, task_.head, p_.value_head_size);
-    task.add_pass(0, 0, 0, chunks_of<E>(p_.head_size));
-    task.add_pass(-1, 1, task_.slice * kSlice / kChunkColumns<E>, slice_chunks());
+    task.add_product(0, 0, 0);
+    task.add_factor(0, 1, task_.slice * kSlice / kChunkColumns<E>, slice_chunks());
   }
   // Chunks of v's columns in this slice.
   TORCH_EXT_DEVICE int slice_chunks() const {
@@ -96,7 +96,7 @@ class ForwardTask {
   TORCH_EXT_DEVICE void visit(int64_t key, bool is_exact) {
     Scores s;
     s.clear();
-    for (int n = chunks_of<E>(p_.head_size); n > 0; --n) {
+    for (int n = chunks_.task().product_chunks; n > 0; --n) {
       const auto chunk = chunks_.next();
       if (has_rows()) multiply_transposed<E>(s, chunk.own, warp_row(), chunk.other, chunk.columns);
     }
@@ -110,7 +110,15 @@ class ForwardTask {
         s = copy;
       }
     }
-    add_values<0>(Weights<E, kOther>(s, visible, is_exact));
+    const Weights<E, kOther> weights(s);
+    for (int n = chunks_.task().factor_chunks; n > 0; --n) {
+      const auto chunk = chunks_.next();
+      if (!has_rows()) continue;
+      if (is_exact)
+        multiply_visible<E>(o_, weights, visible, chunk.other, chunk.index);
+      else
+        multiply<E>(o_, weights, chunk.other, chunk.index, chunk.columns);
+    }
   }
 
   // Products become scores, hidden ones -inf.
@@ -156,16 +164,6 @@ class ForwardTask {
       max_[half] = max;
       sum_[half] = sum;
       for_each_of_row(o_, half, [&](T& entry) { entry *= factor; });
-    }
-  }
-
-  template <int kChunk>
-  TORCH_EXT_DEVICE void add_values(const Weights<E, kOther>& weights) {
-    if constexpr (kChunk < kSlice / kChunkColumns<E>) {
-      if (kChunk >= slice_chunks()) return;
-      const auto chunk = chunks_.next();
-      if (has_rows()) multiply<E, kChunk>(o_, weights, chunk.other, chunk.columns);
-      add_values<kChunk + 1>(weights);
     }
   }
 

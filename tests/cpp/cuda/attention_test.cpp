@@ -26,7 +26,7 @@ Options of_head_size(int64_t size, Options o) {
   return o;
 }
 
-// Tiles have 64 or 128 own rows and 32 or 64 others; splits of keys are for up to 64 queries.
+// Tiles have 64 or 128 own rows and 16, 32 or 64 others; splits of keys are for up to 64 queries.
 TEST(AttentionTest, LengthsAroundTiles) {
   constexpr Shape kShapes[] = {{1, 1, 1, 64, 64, 8, 8},   {1, 1, 1, 65, 63, 8, 8},
                                {1, 2, 1, 128, 129, 8, 8}, {1, 1, 1, 129, 128, 8, 8},
