@@ -107,7 +107,9 @@ struct Case : Inputs {
       return std::ldexp(static_cast<double>(static_cast<int64_t>(random.bits()) >> 11), 11);
     });
     // Tangents lie in memory in their own way.
-    const auto tangent_layout = static_cast<Layout>((static_cast<int>(o.layout) + 1) % 4);
+    const auto tangent_layout = o.layout == Layout::kFarApart
+                                    ? o.layout
+                                    : static_cast<Layout>((static_cast<int>(o.layout) + 1) % 4);
     for (size_t i = 0; i < all().size(); ++i) {
       const Tensor& input = *all()[i];
       if (input)
@@ -174,7 +176,10 @@ struct Case : Inputs {
   }
   // For the gradient of an input that rows share: a sum in the accumulation type.
   Tensor sum_of(const Tensor& t) const {
-    return t ? Tensor(statistics_dtype(t.dtype()), t.sizes()) : Tensor();
+    const bool is_far = options.layout == Layout::kFarApart;
+    return t ? Tensor(statistics_dtype(t.dtype()), t.sizes(),
+                      is_far ? Layout::kFarApart : Layout::kContiguous)
+             : Tensor();
   }
 
   void fill_problem(Problem& p) const {

@@ -83,18 +83,21 @@ inline uint16_t encode16(double x, int exponent_bits) {
 inline bool same(double a, double b) { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 // `bytes` of memory that end where a page begins that nobody may touch: reading or writing one
-// element too far ends the test. Filled with 0xff, which is NaN in every floating-point type.
+// element too far ends the test. Filled with 0xff, which is NaN in every floating-point type; where
+// it is sparse, with nothing: of what is never touched there is no memory.
 class FencedMemory {
  public:
-  explicit FencedMemory(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
+  explicit FencedMemory(int64_t bytes, bool is_sparse = false)
+      : bytes_(static_cast<size_t>(bytes)) {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     mapped_ = (bytes_ + page - 1) / page * page + page;
-    void* map = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (is_sparse ? MAP_NORESERVE : 0);
+    void* map = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     map_ = static_cast<unsigned char*>(map);
     fence_ = map_ + mapped_ - page;
     mprotect(fence_, page, PROT_NONE);
-    poison();
+    if (!is_sparse) poison();
   }
   FencedMemory(const FencedMemory&) = delete;
   FencedMemory& operator=(const FencedMemory&) = delete;

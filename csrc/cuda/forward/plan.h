@@ -6,13 +6,14 @@
 namespace torch_ext::cuda {
 
 struct ForwardTaskIndex {
-  int64_t head, tile, split;
+  int64_t head, tile, split;  // the first head
   int slice;
 };
 
 struct ForwardParameters {
   ForwardProblem problem;
-  int64_t tiles;        // of queries, a head
+  int64_t heads;        // whose rows are in one task
+  int64_t tiles;        // of their rows
   int64_t slices;       // of o's columns
   int64_t splits;       // of the keys
   int64_t split_tiles;  // tiles of keys in one
@@ -20,14 +21,17 @@ struct ForwardParameters {
   bool keeps_own;       // whether q stays in shared memory (pipeline.h)
   void* workspace;      // SplitResults, where there are several splits
 
-  TORCH_EXT_INLINE int64_t tasks() const { return problem.query_heads() * tiles * splits * slices; }
+  TORCH_EXT_INLINE int64_t rows() const { return heads * problem.query_length; }
+  TORCH_EXT_INLINE int64_t tasks() const {
+    return problem.query_heads() / heads * tiles * splits * slices;
+  }
   // The last tiles of queries first: under a causal mask they take longest.
   TORCH_EXT_INLINE ForwardTaskIndex task(int64_t index) const {
     const int slice = static_cast<int>(index % slices);
     index /= slices;
     const int64_t split = index % splits;
     index /= splits;
-    return {index / tiles, tiles - 1 - index % tiles, split, slice};
+    return {index / tiles * heads, tiles - 1 - index % tiles, split, slice};
   }
 };
 

@@ -62,7 +62,7 @@ struct HeadSumsKernel {
     } else {
       constexpr bool kSecond = kSum == HeadSum::kSinkSecond;
       const RowNumbers<T> numbers =
-          RowReader<T, kSecond ? 4 : 1>(p, x.row_arrays<T>(), head).read(row);
+          RowReader<T>(p, x.row_arrays<T>(), head).read(row, kSecond ? 4 : 1);
       const T weight = sink_weight(p, head, numbers);
       if (weight == 0) return 0;
       if constexpr (!kSecond) return -weight * numbers.delta;

@@ -16,7 +16,7 @@ class GradientLauncher {
   using T = AccumulateOf<E>;
   // Columns of a result that one task holds in registers, beside two or four tiles of products.
   template <bool kSecond>
-  static constexpr int kSlice = (sizeof(E) == 8 ? 64 : 128) / (kSecond ? 2 : 1);
+  static constexpr int kSlice = sizeof(E) < 8 ? 128 : 64 / (kSecond ? 2 : 1);
 
  public:
   // The row arrays, then the sums of slopes.

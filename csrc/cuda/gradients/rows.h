@@ -29,8 +29,8 @@ struct RowNumbers {
   T lse = 0, residual = 0, delta = 0, center = 0, mu = 0, epsilon = 0;
 };
 
-// Reads the numbers of the rows of one head, of the arrays the first kArrays.
-template <class T, int kArrays>
+// Reads the numbers of the rows of one head.
+template <class T>
 class RowReader {
  public:
   TORCH_EXT_DEVICE RowReader(const BackwardProblem& p, const RowArrays<T>& arrays, int64_t head)
@@ -42,16 +42,17 @@ class RowReader {
         lse_stride_(p.logsumexp.row_stride),
         residual_stride_(p.logsumexp_residual.row_stride) {}
 
-  // In a row to which nothing contributed, every weight is exp(s - inf) = 0.
-  TORCH_EXT_DEVICE RowNumbers<T> read(int64_t row) const {
+  // With the first `count` of the arrays. In a row to which nothing contributed, every weight is
+  // exp(s - inf) = 0.
+  TORCH_EXT_DEVICE RowNumbers<T> read(int64_t row, int count) const {
     RowNumbers<T> x;
     x.lse = lse_[row * lse_stride_];
     if (x.lse == -kInfinity<T>) x.lse = kInfinity<T>;
     x.residual = residual_[row * residual_stride_];
-    if constexpr (kArrays > 0) x.delta = number(RowArray::kDelta, row);
-    if constexpr (kArrays > 1) x.center = number(RowArray::kCenter, row);
-    if constexpr (kArrays > 2) x.mu = number(RowArray::kMu, row);
-    if constexpr (kArrays > 3) x.epsilon = number(RowArray::kEpsilon, row);
+    if (count > 0) x.delta = number(RowArray::kDelta, row);
+    if (count > 1) x.center = number(RowArray::kCenter, row);
+    if (count > 2) x.mu = number(RowArray::kMu, row);
+    if (count > 3) x.epsilon = number(RowArray::kEpsilon, row);
     return x;
   }
 

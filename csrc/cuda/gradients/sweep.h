@@ -69,20 +69,15 @@ class SweepTask : public GradientTask<E, K> {
     VisibleBits visible;
     this->multiply_tile(x);
     this->compute(place, is_exact, x, visible, sums_);
-    if (chunks_.task().other[K::kFactor]) add<0>(Weights<E, kOther>(x.s, visible, is_exact));
-    if constexpr (K::kFactorDot >= 0) {
-      if (chunks_.task().other[K::kFactorDot])
-        add<0>(Weights<E, kOther>(x.s_dot, visible, is_exact));
-    }
-  }
-
-  template <int kChunk>
-  TORCH_EXT_DEVICE void add(const Weights<E, kOther>& weights) {
-    if constexpr (kChunk < kSlice / kChunkColumns<E>) {
-      if (kChunk >= slice_chunks()) return;
+    Weights<E, kOther> weights(x.s);
+    for (int n = chunks_.task().factor_chunks; n > 0; --n) {
       const auto chunk = chunks_.next();
-      multiply<E, kChunk>(out_, weights, chunk.other, chunk.columns);
-      add<kChunk + 1>(weights);
+      if (K::kFactorDot >= 0 && chunk.place == 1 && chunk.index == 0)
+        weights = Weights<E, kOther>(x.s_dot);
+      if (is_exact)
+        multiply_visible<E>(out_, weights, visible, chunk.other, chunk.index);
+      else
+        multiply<E>(out_, weights, chunk.other, chunk.index, chunk.columns);
     }
   }
 

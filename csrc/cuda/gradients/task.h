@@ -13,15 +13,18 @@ template <class E, class K>
 class GradientTask {
  protected:
   using T = AccumulateOf<E>;
-  static constexpr int kOther = kTile<E>;
   static constexpr bool kSecond = K::kSecond;
 
  public:
   static constexpr int kThreads = 128;
   static constexpr bool kOwnsKeys = K::kOwnsKeys;
   static constexpr int kOwn = kThreads / kWarpSize * 16;
+  using Tile = GradientTile<E, kSecond, kOwnsKeys, kOwn>;
+  static constexpr int kOther = Tile::kColumns;
   using Chunks = Pipeline<E, kOwn, kOther, kThreads>;
-  using Tile = GradientTile<E, K, kOwn>;
+
+  // Places of the products (Pass).
+  enum { kS, kDp, kSDot, kDpDot };
 
   // Chunks of the matrices that a task owns.
   static TORCH_EXT_INLINE int64_t own_chunks(const SecondOrderProblem& p) {
@@ -56,45 +59,35 @@ class GradientTask {
       if (K::kNeedsDpDot || K::kResult == Result::kOutputTangent)
         keys[3] = key_matrix<E>(p_, direction.value, head, e);
     }
-    for_each_product([&](int, int own, int other) {
-      if (task.own[own] && task.other[other])
-        task.add_pass(own, other, 0, chunks_of<E>(task.other[other].columns));
-    });
-    if (K::kHasMatrix) {
-      if (task.other[K::kFactor]) task.add_pass(-1, K::kFactor, first_chunk, chunks);
-      if (K::kFactorDot >= 0 && task.other[K::kFactorDot])
-        task.add_pass(-1, K::kFactorDot, first_chunk, chunks);
-    }
-  }
-
-  // use(0 s, 1 dp, 2 s', 3 dp'; own; other), in the order in which chunks come.
-  template <class Use>
-  static TORCH_EXT_DEVICE void for_each_product(const Use& use) {
-    use(0, 0, 0);
+    task.add_product(kS, 0, 0);
     if (kSecond) {
-      use(2, 2, 0);
-      use(2, 0, 2);
+      task.add_product(kSDot, 2, 0);
+      task.add_product(kSDot, 0, 2);
     }
-    if (!K::kNeedsDp) return;
-    use(1, 1, 1);
-    if (K::kNeedsDpDot) use(3, K::kOwnsKeys ? 3 : 1, K::kOwnsKeys ? 1 : 3);
+    if (K::kNeedsDp) task.add_product(kDp, 1, 1);
+    if (K::kNeedsDpDot) task.add_product(kDpDot, K::kOwnsKeys ? 3 : 1, K::kOwnsKeys ? 1 : 3);
+    if (!K::kHasMatrix) return;
+    task.add_factor(0, K::kFactor, first_chunk, chunks);
+    if (K::kFactorDot >= 0) task.add_factor(1, K::kFactorDot, first_chunk, chunks);
   }
 
   // The products of the next tile.
   TORCH_EXT_DEVICE void multiply_tile(typename Tile::Fragments& x) {
     x.clear();
-    for_each_product([&](int result, int own, int other) {
-      const TaskMatrices<E>& task = chunks_.task();
-      if (!task.own[own] || !task.other[other]) return;
-      Fragment<T, kOther>& out = result == 0   ? x.s
-                                 : result == 1 ? x.dp
-                                 : result == 2 ? x.s_dot
-                                               : x.dp_dot;
-      for (int n = chunks_of<E>(task.other[other].columns); n > 0; --n) {
-        const auto chunk = chunks_.next();
+    for (int n = chunks_.task().product_chunks; n > 0; --n) {
+      const auto chunk = chunks_.next();
+      const auto add_to = [&](Fragment<T, kOther>& out) {
         multiply_transposed<E>(out, chunk.own, warp_row(), chunk.other, chunk.columns);
-      }
-    });
+      };
+      if (K::kNeedsDp && chunk.place == kDp)
+        add_to(x.dp);
+      else if (kSecond && chunk.place == kSDot)
+        add_to(x.s_dot);
+      else if (K::kNeedsDpDot && chunk.place == kDpDot)
+        add_to(x.dp_dot);
+      else
+        add_to(x.s);
+    }
   }
 
   // The a and b of the kind.
@@ -103,7 +96,7 @@ class GradientTask {
                                 T (&sums)[2][kRowSums]) {
     if constexpr (K::kResult != Result::kBiasGradient) {  // a bias is an option
       if (!x_.has_options && !is_exact) {
-        has_hidden_ |= !Tile(x_, place).plain(x, sums);
+        has_hidden_ |= !Tile(x_, place).template plain<K::kResult>(x, sums);
         return;
       }
     }
@@ -114,7 +107,7 @@ class GradientTask {
     VisibleBits bits;
     T row_sums[2][kRowSums];
     copy_sums(sums, row_sums);
-    Tile(x_, here).with_options(copy, bits, row_sums);
+    Tile(x_, here).with_options(K::kResult, copy, bits, row_sums);
     copy_sums(row_sums, sums);
     x.s = copy.s;
     x.s_dot = copy.s_dot;
@@ -123,11 +116,14 @@ class GradientTask {
 
   // The numbers of this lane's rows, where it owns queries.
   TORCH_EXT_DEVICE void read_own_rows(typename Tile::Place& place) {
-    const RowReader<T, K::kArrays> rows(p_, x_.row_arrays<T>(), place.head);
+    const RowReader<T> rows(p_, x_.row_arrays<T>(), place.head);
     TORCH_EXT_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int64_t row = place.query + warp_row() + fragment_row(half);
-      place.own_rows[half] = row < p_.query_length ? rows.read(row) : RowNumbers<T>();
+      if (row < p_.query_length)
+        place.own_rows[half] = rows.read(row, arrays_read(K::kResult, kSecond));
+      else
+        place.own_rows[half] = {};
     }
   }
 
@@ -140,7 +136,7 @@ class GradientTask {
   static TORCH_EXT_DEVICE void copy_sums(const T (&from)[2][kRowSums], T (&to)[2][kRowSums]) {
     TORCH_EXT_UNROLL
     for (int half = 0; half < 2; ++half) TORCH_EXT_UNROLL
-    for (int n = 0; n < kRowSums; ++n) to[half][n] = from[half][n];
+    for (int n = 0; n < sums_of(K::kResult); ++n) to[half][n] = from[half][n];
   }
 
   const GradientParameters& x_;

@@ -53,6 +53,22 @@ TORCH_EXT_DEVICE const unsigned char* unit_of(const unsigned char* chunk, int ro
   return chunk + row * kChunkBytes + (unit ^ (row & 7)) * kUnitBytes;
 }
 
+// Of a matrix whose rows cannot be copied by units: element by element.
+template <class E, int kRows, int kThreads>
+TORCH_EXT_DEVICE_FUNCTION void copy_elements(unsigned char* chunk, const Matrix<E>& x, int head,
+                                             int64_t row, int index) {
+  constexpr int kCount = kUnitBytes / sizeof(E);
+  const E* from = x.data + head * x.head_stride;
+  const int first = index * kChunkColumns<E>;
+  TORCH_EXT_KEEP_LOOP
+  for (int i = thread_index(); i < kRows * kChunkColumns<E>; i += kThreads) {
+    const int r = i / kChunkColumns<E>, c = i % kChunkColumns<E>;
+    const bool exists = row + r < x.rows && first + c < x.columns;
+    E* to = reinterpret_cast<E*>(unit_of(chunk, r, c / kCount)) + c % kCount;
+    *to = exists ? from[(row + r) * x.row_stride + (first + c) * x.col_stride] : E{};
+  }
+}
+
 // Starts copying rows [row, row + kRows) of chunk number `index`; all threads of the block take
 // part. What lies beyond the matrix becomes 0. `head` counts heads of the group.
 template <class E, int kRows, int kThreads>
@@ -60,27 +76,20 @@ TORCH_EXT_DEVICE void copy_chunk(unsigned char* chunk, const Matrix<E>& x, int h
                                  int index) {
   constexpr int kCount = kUnitBytes / sizeof(E);
   static_assert(kRows * kUnits % kThreads == 0);
+  if (!x.is_aligned) {
+    copy_elements<E, kRows, kThreads>(chunk, x, head, row, index);
+    return;
+  }
   const E* from = x.data + head * x.head_stride;
   const int first = index * kChunkColumns<E>;
-  if (x.is_aligned) {
-    TORCH_EXT_UNROLL
-    for (int n = 0; n < kRows * kUnits / kThreads; ++n) {
-      const int i = thread_index() + n * kThreads, r = i / kUnits, unit = i % kUnits;
-      const int64_t column = first + unit * kCount;
-      const int64_t left = row + r < x.rows ? x.columns - column : 0;
-      const int count = left > kCount ? kCount : left > 0 ? static_cast<int>(left) : 0;
-      copy_async(unit_of(chunk, r, unit),
-                 count > 0 ? from + (row + r) * x.row_stride + column : from,
-                 count * static_cast<int>(sizeof(E)));
-    }
-  } else {  // element by element
-    TORCH_EXT_KEEP_LOOP
-    for (int i = thread_index(); i < kRows * kChunkColumns<E>; i += kThreads) {
-      const int r = i / kChunkColumns<E>, c = i % kChunkColumns<E>;
-      const bool exists = row + r < x.rows && first + c < x.columns;
-      E* to = reinterpret_cast<E*>(unit_of(chunk, r, c / kCount)) + c % kCount;
-      *to = exists ? from[(row + r) * x.row_stride + (first + c) * x.col_stride] : E{};
-    }
+  TORCH_EXT_KEEP_LOOP
+  for (int n = 0; n < kRows * kUnits / kThreads; ++n) {
+    const int i = thread_index() + n * kThreads, r = i / kUnits, unit = i % kUnits;
+    const int64_t column = first + unit * kCount;
+    const int64_t left = row + r < x.rows ? x.columns - column : 0;
+    const int count = left > kCount ? kCount : left > 0 ? static_cast<int>(left) : 0;
+    copy_async(unit_of(chunk, r, unit), count > 0 ? from + (row + r) * x.row_stride + column : from,
+               count * static_cast<int>(sizeof(E)));
   }
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "attention/philox.h"
-#include "cuda/tile/fragment.h"
+#include "cuda/tile/element.h"
 
 namespace torch_ext::cuda {
 
@@ -33,15 +33,5 @@ class Dropout {
   uint64_t seed_ = 0;
   int64_t head_ = 0;
 };
-
-// Weights of a tile become z times themselves; (query, key) is the position of the warp's first row
-// and of the tile's first column. As score_entries, a rolled loop over a copy in local memory.
-template <class T, int kColumns>
-TORCH_EXT_DEVICE_FUNCTION void drop_entries(const Dropout<T>& dropout, int64_t query, int64_t key,
-                                            Fragment<T, kColumns>& weights) {
-  for_each_entry_rolled<kColumns>([&](int n, int c) {
-    weights.x[n][c] *= dropout(query + fragment_row(c / 2), key + score_column(n, c % 2));
-  });
-}
 
 }  // namespace torch_ext::cuda

@@ -8,8 +8,9 @@
 namespace torch_ext::cuda {
 
 // kByMatrixUnit: products by mma.sync, or by multiply-adds of single numbers, exact in the type.
-// kTile: rows of a tile on the side that a kernel walks along. What is multiplied number by number
-// is unrolled over them; fragments of doubles take twice the registers.
+// kTile: rows of a tile on the side that a kernel walks along; kNarrowTile: where it holds four
+// tiles of products in registers, beside a result. What is multiplied number by number is unrolled
+// over them; fragments of doubles take twice the registers.
 template <class E>
 struct ElementTraits;
 template <>
@@ -17,28 +18,28 @@ struct ElementTraits<BFloat16> {
   using Accumulate = float;
   static constexpr DType kDType = DType::BFloat16;
   static constexpr bool kByMatrixUnit = true;
-  static constexpr int kTile = 64;
+  static constexpr int kTile = 64, kNarrowTile = 32;
 };
 template <>
 struct ElementTraits<Float16> {
   using Accumulate = float;
   static constexpr DType kDType = DType::Float16;
   static constexpr bool kByMatrixUnit = true;
-  static constexpr int kTile = 64;
+  static constexpr int kTile = 64, kNarrowTile = 32;
 };
 template <>
 struct ElementTraits<float> {
   using Accumulate = float;
   static constexpr DType kDType = DType::Float32;
   static constexpr bool kByMatrixUnit = false;
-  static constexpr int kTile = 32;
+  static constexpr int kTile = 32, kNarrowTile = 16;
 };
 template <>
 struct ElementTraits<double> {
   using Accumulate = double;
   static constexpr DType kDType = DType::Float64;
   static constexpr bool kByMatrixUnit = false;
-  static constexpr int kTile = 32;
+  static constexpr int kTile = 32, kNarrowTile = 16;
 };
 
 template <class E>
@@ -47,6 +48,8 @@ template <class E>
 constexpr bool kByMatrixUnit = ElementTraits<E>::kByMatrixUnit;
 template <class E>
 constexpr int kTile = ElementTraits<E>::kTile;
+template <class E>
+constexpr int kNarrowTile = ElementTraits<E>::kNarrowTile;
 
 template <class T>
 constexpr T kInfinity = static_cast<T>(__builtin_huge_val());

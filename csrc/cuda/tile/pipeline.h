@@ -13,8 +13,9 @@
 namespace torch_ext::cuda {
 
 struct Pass {
-  int8_t own;    // index of the own matrix; -1: a right factor
-  int8_t other;  // index of the other matrix
+  int8_t own;     // index of the own matrix; -1: a right factor
+  int8_t other;   // index of the other matrix
+  int16_t place;  // among the products, or among the factors: whoever consumes them says which
   int16_t first_chunk, chunks;
 };
 
@@ -32,10 +33,21 @@ struct alignas(kChunkBytes) TaskMatrices {
   Matrix<E> own[kMatrices], other[kMatrices];
   Pass passes[kPasses];
   int pass_count;
+  int product_chunks, factor_chunks;  // of all passes, for one tile
 
-  TORCH_EXT_DEVICE void add_pass(int own_index, int other_index, int first_chunk, int chunks) {
-    if (chunks <= 0) return;
+  // The product number `place`: own matrix times other, transposed.
+  TORCH_EXT_DEVICE void add_product(int place, int own_index, int other_index) {
+    const int chunks = chunks_of<E>(other[other_index].columns);
+    if (!own[own_index] || !other[other_index] || chunks == 0) return;
+    product_chunks += chunks;
     passes[pass_count++] = {static_cast<int8_t>(own_index), static_cast<int8_t>(other_index),
+                            static_cast<int16_t>(place), 0, static_cast<int16_t>(chunks)};
+  }
+  // The right factor number `place`: some chunks of an other matrix.
+  TORCH_EXT_DEVICE void add_factor(int place, int other_index, int first_chunk, int chunks) {
+    if (!other[other_index] || chunks <= 0) return;
+    factor_chunks += chunks;
+    passes[pass_count++] = {-1, static_cast<int8_t>(other_index), static_cast<int16_t>(place),
                             static_cast<int16_t>(first_chunk), static_cast<int16_t>(chunks)};
   }
 };
@@ -49,6 +61,7 @@ class Pipeline {
   struct Chunks {
     const unsigned char *own, *other;  // own: nullptr in the passes of right factors
     int columns;                       // of the chunk that the matrices have
+    int place, index;                  // of the pass, and of the chunk in it
   };
 
   // Shared memory for `own_chunks` chunks of all own matrices together.
@@ -72,26 +85,32 @@ class Pipeline {
   TORCH_EXT_DEVICE void start(int64_t own_row, const TileWalk& walk) {
     own_row_ = own_row;
     walk_ = walk;
-    filling_ = reading_ = {walk.is_empty() ? walk.heads : 0, walk.begin, 0, 0, 0};
+    head_ = walk.is_empty() ? walk.heads : 0;
+    tile_ = walk.begin;
+    filling_ = reading_ = {};
     if (keeps_own_ && !walk.is_empty()) copy_own();
-    for (int n = 0; n < kSlots - 1; ++n) fill();
+    TORCH_EXT_KEEP_LOOP
+    for (slot_ = 0; slot_ < kSlots - 1; ++slot_) fill(slot_);
+    slot_ = 0;
   }
 
   // The next chunks, in the order of tiles, passes and chunks. What was returned before is gone.
   TORCH_EXT_DEVICE Chunks next() {
     wait_for_copies<kSlots - 2>();
     block_barrier();
-    fill();
+    fill((slot_ + kSlots - 1) % kSlots);  // that which was read last
     const Pass pass = task_->passes[reading_.pass];
-    const unsigned char* slot = slots_ + reading_.slot * slot_bytes();
-    const int chunk = pass.first_chunk + reading_.chunk;
+    const unsigned char* slot = slots_ + slot_ * slot_bytes();
+    slot_ = (slot_ + 1) % kSlots;
+    const int index = reading_.chunk, chunk = pass.first_chunk + index;
     const unsigned char* own = nullptr;
     if (pass.own >= 0)
       own = keeps_own_ ? own_chunk(pass.own) + chunk * kOwnBytes : slot + kOtherBytes;
     const int64_t columns =
         task_->other[pass.other].columns - static_cast<int64_t>(chunk) * kChunkColumns<E>;
     advance(reading_);
-    return {own, slot, columns < kChunkColumns<E> ? static_cast<int>(columns) : kChunkColumns<E>};
+    return {own, slot, columns < kChunkColumns<E> ? static_cast<int>(columns) : kChunkColumns<E>,
+            pass.place, index};
   }
 
   // Ends a task: its memory may be used for another one.
@@ -101,9 +120,8 @@ class Pipeline {
   }
 
  private:
-  struct Position {
-    int head = 0, tile = 0;  // of the walk; head = walk_.heads at its end
-    int pass = 0, chunk = 0, slot = 0;
+  struct Position {  // in the passes of a tile
+    int pass = 0, chunk = 0;
   };
 
   TORCH_EXT_DEVICE int slot_bytes() const { return kOtherBytes + (keeps_own_ ? 0 : kOwnBytes); }
@@ -116,33 +134,34 @@ class Pipeline {
   }
   TORCH_EXT_DEVICE void copy_own() {
     for (int n = 0; n < TaskMatrices<E>::kMatrices; ++n) {
-      const Matrix<E> x = task_->own[n];
+      const Matrix<E>& x = task_->own[n];
       if (!x) continue;
       for (int chunk = 0; chunk < chunks_of<E>(x.columns); ++chunk)
         copy_chunk<E, kOwn, kThreads>(own_chunk(n) + chunk * kOwnBytes, x, 0, own_row_, chunk);
     }
   }
-  TORCH_EXT_DEVICE void advance(Position& at) const {
-    at.slot = (at.slot + 1) % kSlots;
-    if (++at.chunk < task_->passes[at.pass].chunks) return;
+  // Returns whether the tile ended.
+  TORCH_EXT_DEVICE bool advance(Position& at) const {
+    if (++at.chunk < task_->passes[at.pass].chunks) return false;
     at.chunk = 0;
-    if (++at.pass < task_->pass_count) return;
+    if (++at.pass < task_->pass_count) return false;
     at.pass = 0;
-    if (++at.tile < walk_.end) return;
-    at.tile = walk_.begin;
-    ++at.head;
+    return true;
   }
-  // Starts copying into the slot that was read longest ago. An empty group keeps the count.
-  TORCH_EXT_DEVICE void fill() {
-    if (task_->pass_count > 0 && filling_.head < walk_.heads) {
+  // Starts copying the next chunk. An empty group keeps the count.
+  TORCH_EXT_DEVICE void fill(int slot_index) {
+    if (task_->pass_count > 0 && head_ < walk_.heads) {
       const Pass pass = task_->passes[filling_.pass];
       const int chunk = pass.first_chunk + filling_.chunk;
-      unsigned char* slot = slots_ + filling_.slot * slot_bytes();
-      copy_chunk<E, kOther, kThreads>(slot, task_->other[pass.other], filling_.head,
-                                      static_cast<int64_t>(filling_.tile) * kOther, chunk);
+      unsigned char* slot = slots_ + slot_index * slot_bytes();
+      copy_chunk<E, kOther, kThreads>(slot, task_->other[pass.other], head_,
+                                      static_cast<int64_t>(tile_) * kOther, chunk);
       if (pass.own >= 0 && !keeps_own_)
         copy_chunk<E, kOwn, kThreads>(slot + kOtherBytes, task_->own[pass.own], 0, own_row_, chunk);
-      advance(filling_);
+      if (advance(filling_) && ++tile_ == walk_.end) {
+        tile_ = walk_.begin;
+        ++head_;
+      }
     }
     commit_copies();
   }
@@ -152,7 +171,9 @@ class Pipeline {
   bool keeps_own_;
   int64_t own_row_ = 0;
   TileWalk walk_;
+  int head_ = 0, tile_ = 0;  // being filled; head_ = walk_.heads at the end
   Position filling_, reading_;
+  int slot_ = 0;  // to be read next
 };
 
 }  // namespace torch_ext::cuda

@@ -74,23 +74,29 @@ TORCH_EXT_DEVICE void multiply_transposed(Fragment<AccumulateOf<E>, kColumns>& s
     multiply_transposed_by_number<E>(s, a, first_row, b, columns);
 }
 
-// Weights as the left factor, for the matrix units rounded to 16 bits.
-template <class E, int kKeys>
+// Weights as the left factor. at() is a number of this lane's: of key k, or those of its lanes, and
+// of one of its rows.
+template <class E, int kKeys, bool = kByMatrixUnit<E>>
 struct Weights {
-  using Numbers = Fragment<AccumulateOf<E>, kKeys>;
-  const Numbers& numbers;
-  const VisibleBits& visible;
-  bool is_exact;  // whether hidden entries have to be left out one by one
-  uint32_t rounded[kByMatrixUnit<E> ? kKeys / 16 : 1][4];
+  Fragment<E, kKeys> numbers;
 
-  TORCH_EXT_DEVICE Weights(const Numbers& w, const VisibleBits& v, bool exact)
-      : numbers(w), visible(v), is_exact(exact) {
-    if constexpr (kByMatrixUnit<E>) {
-      TORCH_EXT_UNROLL
-      for (int n = 0; n < kKeys / 8; ++n) TORCH_EXT_UNROLL
-      for (int half = 0; half < 2; ++half)
-        rounded[n / 2][n % 2 * 2 + half] = pack<E>(w.x[n][2 * half], w.x[n][2 * half + 1]);
-    }
+  TORCH_EXT_DEVICE explicit Weights(const Fragment<E, kKeys>& w) : numbers(w) {}
+  TORCH_EXT_DEVICE E at(int k, int half) const { return numbers.x[k / 8][2 * half + k % 2]; }
+};
+// For the matrix units: rounded to 16 bits, two keys in a register.
+template <class E, int kKeys>
+struct Weights<E, kKeys, true> {
+  uint32_t pairs[kKeys / 16][4];
+
+  TORCH_EXT_DEVICE explicit Weights(const Fragment<float, kKeys>& w) {
+    TORCH_EXT_UNROLL
+    for (int n = 0; n < kKeys / 8; ++n) TORCH_EXT_UNROLL
+    for (int half = 0; half < 2; ++half)
+      pairs[n / 2][n % 2 * 2 + half] = pack<E>(w.x[n][2 * half], w.x[n][2 * half + 1]);
+  }
+  TORCH_EXT_DEVICE float at(int k, int half) const {
+    const uint32_t pair = pairs[k / 16][k / 8 % 2 * 2 + half];
+    return to_float(E{static_cast<uint16_t>(k % 2 == 0 ? pair : pair >> 16)});
   }
 };
 
@@ -105,8 +111,8 @@ TORCH_EXT_DEVICE void multiply_by_matrix_unit(Fragment<float, kColumns>& out,
     if (16 * n >= columns) break;
     uint32_t right[4];
     load_matrices_transposed(right, unit_of(chunk, 16 * k + lane % 16, 2 * n + lane / 16));
-    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n], w.rounded[k], right[0], right[1]);
-    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n + 1], w.rounded[k], right[2], right[3]);
+    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n], w.pairs[k], right[0], right[1]);
+    multiply_add_16x8x16<E>(out.x[kFirst + 2 * n + 1], w.pairs[k], right[2], right[3]);
   }
 }
 
@@ -120,8 +126,7 @@ TORCH_EXT_DEVICE void multiply_by_number(Fragment<E, kColumns>& out, const Weigh
   for (int k = 0; k < kKeys; ++k) {
     E weight[2];
     TORCH_EXT_UNROLL
-    for (int half = 0; half < 2; ++half)
-      weight[half] = shuffle(w.numbers.x[k / 8][2 * half + k % 2], quad + k % 8 / 2);
+    for (int half = 0; half < 2; ++half) weight[half] = shuffle(w.at(k, half), quad + k % 8 / 2);
     TORCH_EXT_UNROLL
     for (int n = 0; n < kEights; n += kStep) {
       const Vector<E> right = load_vector<E>(chunk, k, 4 * (n / kStep) + lane_index() % 4);
@@ -133,56 +138,59 @@ TORCH_EXT_DEVICE void multiply_by_number(Fragment<E, kColumns>& out, const Weigh
   }
 }
 
-// out += w x without the hidden entries, whose numbers may be inf or NaN: 0 times them would be
-// NaN. Slow, hence for tasks whose results were not finite. Its arguments are copies in local
-// memory: they are indexed at run time.
+// The columns of `out` that belong to its chunk number `index`, += w x; `columns` of them exist.
+template <class E, int kChunk = 0, int kKeys, int kColumns>
+TORCH_EXT_DEVICE void multiply(Fragment<AccumulateOf<E>, kColumns>& out, const Weights<E, kKeys>& w,
+                               const unsigned char* chunk, int index, int columns) {
+  constexpr int kFirst = kChunk * (kChunkColumns<E> / 8);
+  if constexpr (kFirst < kColumns / 8) {
+    if (index != kChunk)
+      multiply<E, kChunk + 1>(out, w, chunk, index, columns);
+    else if constexpr (kByMatrixUnit<E>)
+      multiply_by_matrix_unit<E, kFirst>(out, w, chunk, columns);
+    else
+      multiply_by_number<E, kFirst>(out, w, chunk);
+  }
+}
+
+// The same without the hidden entries, whose numbers may be inf or NaN: 0 times them would be NaN.
+// Slow, hence for tasks whose results were not finite. `w` and `part` lie in local memory: they are
+// indexed at run time.
 template <class E, int kKeys>
-TORCH_EXT_DEVICE_FUNCTION void multiply_visible(Fragment<AccumulateOf<E>, kChunkColumns<E>>& out,
-                                                const Fragment<AccumulateOf<E>, kKeys>& w,
-                                                const VisibleBits& visible,
-                                                const unsigned char* chunk) {
-  using T = AccumulateOf<E>;
+TORCH_EXT_DEVICE_FUNCTION void multiply_visible_part(
+    Fragment<AccumulateOf<E>, kChunkColumns<E>>& part, const Weights<E, kKeys>& w,
+    VisibleBits visible, const unsigned char* chunk) {
   constexpr int kCount = kUnitBytes / sizeof(E);
   const int quad = lane_index() & ~3;
+  part.clear();
   TORCH_EXT_KEEP_LOOP
   for (int k = 0; k < kKeys; ++k) TORCH_EXT_KEEP_LOOP
   for (int half = 0; half < 2; ++half) {
-    const int c = 2 * half + k % 2;
     const int source = quad + k % 8 / 2;
-    const T weight = to_float(from_float<E>(shuffle(w.x[k / 8][c], source)));
+    const auto weight = shuffle(w.at(k, half), source);
     const uint32_t bits = shuffle(visible.x, source);
-    if (!(VisibleBits{bits}.get(k / 8, c))) continue;
+    if (!(VisibleBits{bits}.get(k / 8, 2 * half + k % 2))) continue;
     TORCH_EXT_KEEP_LOOP
     for (int n = 0; n < kChunkColumns<E> / 8; ++n)
       for (int pair = 0; pair < 2; ++pair) {
         const int column = output_column<E>(n, pair);
         const E x = reinterpret_cast<const E*>(unit_of(chunk, k, column / kCount))[column % kCount];
-        out.x[n][2 * half + pair] += weight * to_float(x);
+        part.x[n][2 * half + pair] += weight * to_float(x);
       }
   }
 }
-
-// The columns of `out` that belong to chunk number kChunk of x, += w x. `columns` of
-// them exist.
-template <class E, int kChunk, int kKeys, int kColumns>
-TORCH_EXT_DEVICE void multiply(Fragment<AccumulateOf<E>, kColumns>& out, const Weights<E, kKeys>& w,
-                               const unsigned char* chunk, int columns) {
-  constexpr int kEights = kChunkColumns<E> / 8, kFirst = kChunk * kEights;
-  if (!w.is_exact) {
-    if constexpr (kByMatrixUnit<E>)
-      multiply_by_matrix_unit<E, kFirst>(out, w, chunk, columns);
-    else
-      multiply_by_number<E, kFirst>(out, w, chunk);
-    return;
-  }
+template <class E, int kKeys, int kColumns>
+TORCH_EXT_DEVICE void multiply_visible(Fragment<AccumulateOf<E>, kColumns>& out,
+                                       const Weights<E, kKeys>& w, VisibleBits visible,
+                                       const unsigned char* chunk, int index) {
+  constexpr int kChunkEights = kChunkColumns<E> / 8;
+  const Weights<E, kKeys> copy = w;
   Fragment<AccumulateOf<E>, kChunkColumns<E>> part;
-  part.clear();
-  const auto numbers = w.numbers;
-  const auto visible = w.visible;
-  multiply_visible<E>(part, numbers, visible, chunk);
+  multiply_visible_part<E>(part, copy, visible, chunk);
   TORCH_EXT_UNROLL
-  for (int n = 0; n < kEights; ++n) TORCH_EXT_UNROLL
-  for (int c = 0; c < 4; ++c) out.x[kFirst + n][c] += part.x[n][c];
+  for (int n = 0; n < kColumns / 8; ++n) TORCH_EXT_UNROLL
+  for (int c = 0; c < 4; ++c)
+    if (n / kChunkEights == index) out.x[n][c] += part.x[n % kChunkEights][c];
 }
 
 }  // namespace torch_ext::cuda

@@ -121,22 +121,6 @@ class ScoreTile {
   int64_t bias_ = 0;
 };
 
-// Products become scores with every option, hidden ones -inf, and `visible` says which those are.
-// `first_row` is the warp's. The loop is rolled, and its arguments copies in local memory, or code
-// and registers would be many times as many.
-template <class T, int kColumns>
-TORCH_EXT_DEVICE_FUNCTION void score_entries(const ScoreTile<T>& tile, int first_row,
-                                             Fragment<T, kColumns>& s, VisibleBits& visible) {
-  visible = {};
-  for_each_entry_rolled<kColumns>([&](int n, int c) {
-    T& entry = s.x[n][c];
-    const Score<T> score =
-        tile.score(first_row + fragment_row(c / 2), score_column(n, c % 2), entry);
-    entry = score.is_visible ? score.value : -kInfinity<T>;
-    visible.set(n, c, score.is_visible);
-  });
-}
-
 // exp(x). For 16-bit elements by the approximation of 2^x, whose error is far below their rounding.
 template <class E, class T>
 TORCH_EXT_DEVICE T exponential(T x) {

@@ -3,30 +3,13 @@
 // it, which run in this program too.
 #include <gtest/gtest.h>
 
-#include "compare.h"
-#include "cuda/operators.h"
+#include "attention_cases.h"
 #include "cuda/primitives/fibers.h"
 
 namespace torch_ext::test {
 namespace {
 
-constexpr DType kDTypes[] = {DType::Float64, DType::Float32, DType::BFloat16, DType::Float16};
-
-Options of_dtype(DType dtype, Options o = {}) {
-  o.dtype = dtype;
-  return o;
-}
-void expect_all_agree(const Shape& shape, const Options& options) {
-  Case c(shape, options);
-  expect_agreement(c);
-}
-// Scores of large heads stay as small as those of others.
-Options of_head_size(int64_t size, Options o) {
-  o.scale = 1 / std::sqrt(static_cast<double>(size));
-  return o;
-}
-
-// Tiles have 64 or 128 own rows and 32 or 64 others; splits of keys are for up to 64 queries.
+// Tiles have 64 or 128 own rows and 16, 32 or 64 others; splits of keys are for up to 64 queries.
 TEST(AttentionTest, LengthsAroundTiles) {
   constexpr Shape kShapes[] = {{1, 1, 1, 64, 64, 8, 8},   {1, 1, 1, 65, 63, 8, 8},
                                {1, 2, 1, 128, 129, 8, 8}, {1, 1, 1, 129, 128, 8, 8},
@@ -120,101 +103,6 @@ TEST(AttentionTest, SameBitsWithLittleSharedMemory) {
       device.shared_memory_limit = 99 * 1024;  // what sm_86 and sm_89 have
       const cuda::host::WithDevice with(device);
       expect_same_bits(all_results(c, cuda), want);
-      expect_agreement(c);
-    }
-}
-
-// However many keys, no more than 64 splits.
-TEST(AttentionTest, WorkspaceOfAForwardIsLimited) {
-  ForwardProblem p;
-  p.leading_dims = 1;
-  p.leading_sizes[0] = 2;
-  p.query_length = 3;
-  p.key_length = int64_t{1} << 40;
-  p.head_size = p.value_head_size = 5;
-  p.query.dtype = DType::BFloat16;
-  EXPECT_EQ(cuda::forward_workspace(p), 64 * 2 * 3 * (5 + 2) * 4);
-  p.query_length = 65;
-  EXPECT_EQ(cuda::forward_workspace(p), 0);
-}
-
-// Where there are at most 64 queries, keys are split into parts of 512.
-TEST(AttentionTest, SplitsOfKeys) {
-  for (const DType dtype : kDTypes)
-    for (const int64_t m : {513, 1100}) {
-      Options o = of_dtype(dtype);
-      o.sink = m == 1100 ? "H" : "";
-      o.is_causal = o.bottom_right = m % 2 == 1;
-      expect_all_agree({1, 2, 1, m == 513 ? 64 : 3, m, 5, 6}, o);
-    }
-}
-
-TEST(AttentionTest, SplitsInEveryLayoutWithEveryOption) {
-  int count = 0;
-  for (const DType dtype : kDTypes)
-    for (const int64_t left : {kUnlimited, int64_t{600}, int64_t{40}}) {
-      Options o = of_dtype(dtype);
-      o.layout = static_cast<Layout>(count % 4);
-      o.mask = count % 2 == 0 ? "BM" : "NM";
-      o.bias = count % 3 == 0 ? "HNM" : "M";
-      o.left = left;
-      o.right = 3;
-      o.bottom_right = true;
-      o.softcap = 1.5;
-      o.slopes = o.sink = "H";
-      o.dropout_p = 0.3;
-      ++count;
-      expect_all_agree({2, 2, 1, 20, 1100, 8, count % 4 == 0 ? 140 : 8}, o);
-    }
-}
-
-TEST(AttentionTest, SplitsThatSomeOrAllRowsDoNotSee) {
-  for (const DType dtype : kDTypes)
-    for (const char* sink : {"", "H"}) {
-      Options o = of_dtype(dtype);
-      o.sink = sink;
-      o.mask = "NM";
-      Case c({1, 2, 1, 4, 1700, 5, 6}, o);
-      for (int64_t j = 0; j < 1700; ++j) {
-        c.mask.set(0, 0, 0, j, 0);                // row 0 sees nothing
-        if (j < 512) c.mask.set(0, 0, 1, j, 0);   // row 1 not the first split
-        if (j >= 600) c.mask.set(0, 0, 2, j, 0);  // row 2 not the last ones
-        if (j >= 512 && j < 1024) c.mask.set(0, 0, 1, j, 0), c.mask.set(0, 0, 2, j, 0);
-        if (j >= 512 && j < 1024) c.mask.set(0, 0, 3, j, 0);  // nobody the second
-      }
-      expect_agreement(c);
-    }
-}
-
-// More keys than 64 splits of 512 hold.
-TEST(AttentionTest, LargerSplitsOfManyKeys) {
-  expect_all_agree({1, 1, 1, 1, 33000, 1, 1}, of_dtype(DType::BFloat16));
-}
-
-// The largest score is in the first split, in the last one, or infinite.
-TEST(AttentionTest, SplitsOfVeryDifferentScores) {
-  for (const DType dtype : {DType::Float32, DType::BFloat16})
-    for (const double slope : {0.06, -0.06}) {
-      Options o = of_dtype(dtype);
-      o.bias = "M";
-      o.wide = true;
-      Case c({1, 1, 1, 3, 1100, 4, 5}, o);
-      for (int64_t j = 0; j < 1100; ++j) c.bias.set(0, 0, 0, j, slope * static_cast<double>(j));
-      expect_agreement(c, 70);
-    }
-}
-
-TEST(AttentionTest, VisibleInfinityAndNanInSplits) {
-  for (const double poison : {kInf, -kInf, kNan})
-    for (const DType dtype : kDTypes) {
-      Options o = of_dtype(dtype);
-      o.mask = "NM";
-      Case c({1, 1, 1, 2, 1100, 5, 16}, o);
-      c.mask.set(0, 0, 0, 700, 1);
-      c.mask.set(0, 0, 1, 700, 0);
-      c.value.set(0, 0, 700, 2, poison);
-      expect_agreement(c);
-      c.key.set(0, 0, 700, 2, poison);
       expect_agreement(c);
     }
 }
@@ -355,6 +243,8 @@ TEST_F(OrderTest, OfThreadsAndBlocksWithoutOptions) {
     expect_same_bits_in_any_order(plain);
     Case split({1, 2, 1, 3, 1100, 8, 8}, of_dtype(dtype));
     expect_same_bits_in_any_order(split);
+    Case grouped({1, 4, 2, 1, 300, 8, 8}, of_dtype(dtype));
+    expect_same_bits_in_any_order(grouped);
   }
 }
 
