@@ -4,7 +4,6 @@
 // them, then the tiles of queries, so that keys and values come from memory, and 16-bit ones are
 // converted, once for all tiles of the task. Reads q once and k, v once per task; writes o and lse
 // once; nothing of size N x M exists.
-#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
