@@ -13,24 +13,31 @@ constexpr int kPhiloxRounds = 10;
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kPhiloxStep0 = 0x9E3779B9, kPhiloxStep1 = 0xBB67AE85;
 
-struct PhiloxWords {
-  uint32_t word[4];
+template <class Word>
+struct PhiloxState {
+  Word word[4];
 };
+using PhiloxWords = PhiloxState<uint32_t>;
 
-TORCH_EXT_INLINE PhiloxWords philox(PhiloxWords counter, uint32_t key0, uint32_t key1) {
-  // Straight-line code, so that a loop over counters becomes vector code.
+// The product of two words, and its halves. The same for vectors of words is in cpu/kernels.
+TORCH_EXT_INLINE uint64_t wide_product(uint32_t a, uint32_t b) { return uint64_t{a} * b; }
+TORCH_EXT_INLINE uint32_t high_half(uint64_t product) {
+  return static_cast<uint32_t>(product >> 32);
+}
+TORCH_EXT_INLINE uint32_t low_half(uint64_t product) { return static_cast<uint32_t>(product); }
+
+template <class Word>
+TORCH_EXT_INLINE PhiloxState<Word> philox(PhiloxState<Word> counter, uint32_t key0, uint32_t key1) {
 #if defined(__CUDA_ARCH__)
 #pragma unroll
 #elif !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
-    const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
-    counter = {{static_cast<uint32_t>(product1 >> 32) ^ counter.word[1] ^ key0,
-                static_cast<uint32_t>(product1),
-                static_cast<uint32_t>(product0 >> 32) ^ counter.word[3] ^ key1,
-                static_cast<uint32_t>(product0)}};
+    const auto product0 = wide_product(kPhiloxMultiplier0, counter.word[0]);
+    const auto product1 = wide_product(kPhiloxMultiplier1, counter.word[2]);
+    counter = {{high_half(product1) ^ counter.word[1] ^ key0, low_half(product1),
+                high_half(product0) ^ counter.word[3] ^ key1, low_half(product0)}};
     key0 += kPhiloxStep0;
     key1 += kPhiloxStep1;
   }

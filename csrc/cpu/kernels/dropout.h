@@ -11,7 +11,8 @@ namespace {
 // multiple of 4, so that the four words of a counter belong to four rows of the tile.
 template <class T>
 void dropout_tile(const Problem& p, const TileRange& t, T* z) {
-  constexpr int kLanes = 16;
+  using W = WordLanes;
+  constexpr int kLanes = 2 * W::kSize;
   const auto seed = static_cast<uint64_t>(
       static_cast<const int64_t*>(p.seed.data)[head_offset(p, p.seed, t.head)]);
   const uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
@@ -21,12 +22,19 @@ void dropout_tile(const Problem& p, const TileRange& t, T* z) {
   for (int64_t j = 0; j < t.keys; j += 4) {
     const int64_t rows = smaller(4, t.keys - j);
     for (int64_t i = 0; i < t.width; i += kLanes) {
+      // Counters of even and of odd queries. They differ in the first word alone: tiles start at
+      // multiples of 16.
+      const PhiloxWords first = dropout_counter(head, t.query + i, (t.key + j) / 4);
+      const auto random = [&](uint32_t query) __attribute__((always_inline)) {
+        return philox(
+            PhiloxState<W>{{W::count_by_two(first.word[0] + query), W::fill(first.word[1]),
+                            W::fill(first.word[2]), W::fill(first.word[3])}},
+            key0, key1);
+      };
+      const PhiloxState<W> even = random(0), odd = random(1);
       uint32_t words[4][kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const PhiloxWords random =
-            philox(dropout_counter(head, t.query + i + lane, (t.key + j) / 4), key0, key1);
-        for (int k = 0; k < 4; ++k) words[k][lane] = random.word[k];
-      }
+      TORCH_EXT_UNROLL
+      for (int k = 0; k < 4; ++k) store_in_turn(even.word[k], odd.word[k], words[k]);
       const int64_t lanes = smaller(kLanes, t.width - i);
       for (int64_t k = 0; k < rows; ++k)
         for (int64_t lane = 0; lane < lanes; ++lane)

@@ -23,7 +23,7 @@ struct ForwardScratch {
   // Of one tile of queries, the first of the task; see tile().
   E* q;              // (D, width), transposed
   T* o;              // (width, columns), not yet divided by row_sum
-  T* row_max;        // (width) of the scores seen so far
+  T* row_max;        // (width) of the scores seen so far, but for kSlack
   T* row_sum;        // (width) of exp(s - row_max)
   bool* is_started;  // whether o holds anything yet
   // Shared by the tiles.
@@ -83,29 +83,41 @@ TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
   for (; j < keys; ++j) use(j, Int<1>());
 }
 
+// How far a score may lie above m. The largest weights are then as exact as with the maximum
+// itself: what s - m is rounded by grows with its size.
+constexpr int kSlack = 1;
+
 // One step of the online softmax on a vector of queries, for `keys` scores each:
 //   s <- softcap(c s) + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
+// m' = m where that is at most kSlack more: what was summed up then stays as it is.
 template <bool kAdditive, bool kCapped, class E>
 TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t keys,
-                                     const ScoreRule<SumOf<E>>& rule) {
+                                     const ScoreRule<SumOf<E>>& shared_rule) {
   using T = SumOf<E>;
   using V = Vec<T>;
   constexpr bool kPlain = !kAdditive && !kCapped;  // the score is c s: not worth keeping
+  // Copies, because stores to a tile might change what lies in memory.
+  const ScoreRule<T> rule = shared_rule;
+  const int64_t width = x.width;
   T* s = x.scores + column;
   const T* additive = x.additive + column;
   const V old_max = V::load(x.row_max + column), zero = V::fill(0);
-  V u, largest[4] = {old_max, old_max, old_max, old_max};
+  V u, new_max = old_max;
   for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+    V score[count.value];
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
-      const int64_t at = (first + i) * x.width;
+      const int64_t at = (first + i) * width;
       const V b = kAdditive ? V::load(additive + at) : zero;
-      const V score = rule.template score<kAdditive, kCapped>(V::load(s + at), b, &u);
-      if constexpr (!kPlain) score.store(s + at);
-      largest[i] = max(score, largest[i]);
+      score[i] = rule.template score<kAdditive, kCapped>(V::load(s + at), b, &u);
+      if constexpr (!kPlain) score[i].store(s + at);
     }
+    if constexpr (count.value == 4)
+      new_max = max(max(max(score[0], score[1]), max(score[2], score[3])), new_max);
+    else
+      new_max = max(score[0], new_max);
   });
-  const V new_max = max(max(largest[0], largest[1]), max(largest[2], largest[3]));
+  new_max = if_less(old_max + V::fill(kSlack), new_max, new_max, old_max);
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
   // a 0.
   const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), zero, new_max);
@@ -115,14 +127,14 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
     V p[count.value];
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
-      const V stored = V::load(s + (first + i) * x.width);
+      const V stored = V::load(s + (first + i) * width);
       p[i] = kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
                     : stored - finite_max;
     }
     exp(p);
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
-      p[i].store(s + (first + i) * x.width);
+      p[i].store(s + (first + i) * width);
       sum[i] = sum[i] + p[i];
     }
   });
@@ -200,6 +212,7 @@ class ForwardTask {
   }
 
   void start(const TileRange& t, const ForwardScratch<E>& x) const {
+    read_ahead<T>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries, p_.head_size);
     pack_transposed<E>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
                        p_.head_size, x.q, x.width);
     // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A

@@ -10,7 +10,6 @@
 // dv of the cell and dq of the tile in scratch.
 #pragma once
 
-#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/backward_reduce.h"
 #include "cpu/kernels/bias_gradient.h"
 #include "cpu/kernels/gradient_tile.h"

@@ -37,16 +37,13 @@ void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t 
   for (int64_t r = 0; r < rows; ++r) {
     const S* from = in.data + r * in.row;
     T* to = out + r * out_stride;
-    if constexpr (!__is_same(S, bool)) {
-      if (in.col == 1 && cols >= kLanes) {
-        for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
-          const auto values = load_block_row(from + c);
-          __builtin_memcpy(to + c, &values, sizeof values);
-        });
-        continue;
-      }
-    }
-    for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
+    if (in.col == 1 && cols >= kLanes)
+      for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
+        const auto values = load_block_row(from + c, T());
+        __builtin_memcpy(to + c, &values, sizeof values);
+      });
+    else
+      for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
   }
 }
 
@@ -54,18 +51,9 @@ void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t 
 template <class T, class S>
 TORCH_EXT_INLINE void transpose_block_at(const S* in, int64_t row, T* out, int64_t out_stride) {
   constexpr int kLanes = kBlock<T>;
-  decltype(load_block_row(static_cast<const T*>(nullptr))) block[kLanes];
+  decltype(load_block_row(in, T())) block[kLanes];
   TORCH_EXT_UNROLL
-  for (int i = 0; i < kLanes; ++i) {
-    const S* from = in + i * row;
-    if constexpr (__is_same(S, bool)) {
-      T lanes[kLanes];
-      for (int j = 0; j < kLanes; ++j) lanes[j] = widen<T>(from[j]);
-      block[i] = load_block_row(lanes);
-    } else {
-      block[i] = load_block_row(from);
-    }
-  }
+  for (int i = 0; i < kLanes; ++i) block[i] = load_block_row(in + i * row, T());
   transpose_block(block, out, out_stride);
 }
 

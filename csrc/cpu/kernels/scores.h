@@ -6,6 +6,7 @@
 // horizontal operations.
 #pragma once
 
+#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -38,6 +39,7 @@ enum class Visibility {
 template <class T>
 void pack_additive(const Operand& x, const Problem& p, const TileRange& t, T* out) {
   const int64_t offset = head_offset(p, x, t.head);
+  read_ahead<T>(x, offset + t.key * x.col_stride, t.query, t.queries, t.keys);
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
     transpose_tile<T, S>(at<S>(x, offset, t.query, t.key), t.queries, t.keys, out, t.width);

@@ -1,4 +1,5 @@
-// A square block in AVX registers, the unit of transposition: 8 x 8 floats or 4 x 4 doubles.
+// A square block in AVX registers, the unit of transposition: 8 x 8 floats or 4 x 4 doubles,
+// widened as `widen` does.
 #pragma once
 
 #include "cpu/kernels/numbers.h"
@@ -6,18 +7,30 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-TORCH_EXT_INLINE __m256 load_block_row(const float* p) { return _mm256_loadu_ps(p); }
-TORCH_EXT_INLINE __m256d load_block_row(const double* p) { return _mm256_loadu_pd(p); }
-TORCH_EXT_INLINE __m256 load_block_row(const BFloat16* p) {
+template <class T>
+constexpr int kBlock = 32 / sizeof(T);
+
+TORCH_EXT_INLINE __m256 load_block_row(const float* p, float) { return _mm256_loadu_ps(p); }
+TORCH_EXT_INLINE __m256d load_block_row(const double* p, double) { return _mm256_loadu_pd(p); }
+TORCH_EXT_INLINE __m256 load_block_row(const BFloat16* p, float) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-TORCH_EXT_INLINE __m256 load_block_row(const Float16* p) {
+TORCH_EXT_INLINE __m256 load_block_row(const Float16* p, float) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
-
-template <class T>
-constexpr int kBlock = 32 / sizeof(T);
+TORCH_EXT_INLINE __m256 load_block_row(const bool* p, float) {
+  const __m256i bits = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, _mm256_setzero_si256())),
+                       _mm256_set1_ps(-kInfinity<float>));
+}
+TORCH_EXT_INLINE __m256d load_block_row(const bool* p, double) {
+  int32_t bytes;
+  __builtin_memcpy(&bytes, p, sizeof bytes);
+  const __m256i bits = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes));
+  return _mm256_and_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(bits, _mm256_setzero_si256())),
+                       _mm256_set1_pd(-kInfinity<double>));
+}
 
 // out[c * out_stride + r] = rows[r][c]
 TORCH_EXT_INLINE void transpose_block(const __m256 (&rows)[8], float* out, int64_t out_stride) {

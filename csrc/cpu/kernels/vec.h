@@ -106,6 +106,27 @@ TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> sh
   return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), exponent))};
 }
 
+// Words in the low halves of 64-bit lanes; what the high halves hold is no matter.
+struct WordLanes {
+  static constexpr int kSize = 8;
+  __m512i v;
+  static TORCH_EXT_INLINE WordLanes fill(uint32_t x) { return {_mm512_set1_epi64(x)}; }
+  // x, x + 2, x + 4, …
+  static TORCH_EXT_INLINE WordLanes count_by_two(uint32_t x) {
+    return {_mm512_add_epi64(fill(x).v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14))};
+  }
+};
+TORCH_EXT_INLINE WordLanes wide_product(uint32_t a, WordLanes b) {
+  return {_mm512_mul_epu32(WordLanes::fill(a).v, b.v)};
+}
+TORCH_EXT_INLINE WordLanes high_half(WordLanes product) {
+  return {_mm512_srli_epi64(product.v, 32)};
+}
+// even, odd, even, …
+TORCH_EXT_INLINE void store_in_turn(WordLanes even, WordLanes odd, uint32_t* out) {
+  _mm512_storeu_si512(out, _mm512_mask_blend_epi32(0xaaaa, even.v, _mm512_slli_epi64(odd.v, 32)));
+}
+
 #else  // AVX2 and FMA
 
 template <>
@@ -181,7 +202,33 @@ TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> sh
   return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a.v), exponent))};
 }
 
+// Words in the low halves of 64-bit lanes; what the high halves hold is no matter.
+struct WordLanes {
+  static constexpr int kSize = 4;
+  __m256i v;
+  static TORCH_EXT_INLINE WordLanes fill(uint32_t x) { return {_mm256_set1_epi64x(x)}; }
+  // x, x + 2, x + 4, …
+  static TORCH_EXT_INLINE WordLanes count_by_two(uint32_t x) {
+    return {_mm256_add_epi64(fill(x).v, _mm256_setr_epi64x(0, 2, 4, 6))};
+  }
+};
+TORCH_EXT_INLINE WordLanes wide_product(uint32_t a, WordLanes b) {
+  return {_mm256_mul_epu32(WordLanes::fill(a).v, b.v)};
+}
+TORCH_EXT_INLINE WordLanes high_half(WordLanes product) {
+  return {_mm256_srli_epi64(product.v, 32)};
+}
+// even, odd, even, …
+TORCH_EXT_INLINE void store_in_turn(WordLanes even, WordLanes odd, uint32_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm256_blend_epi32(even.v, _mm256_slli_epi64(odd.v, 32), 0xaa));
+}
+
 #endif
+
+TORCH_EXT_INLINE WordLanes low_half(WordLanes product) { return product; }
+TORCH_EXT_INLINE WordLanes operator^(WordLanes a, WordLanes b) { return {a.v ^ b.v}; }
+TORCH_EXT_INLINE WordLanes operator^(WordLanes a, uint32_t b) { return a ^ WordLanes::fill(b); }
 
 // The compiler's vector types carry + - *. It must not fuse them (-ffp-contract=off): forward and
 // backward have to compute the same scores, so a fused multiply-add is always asked for by name.
