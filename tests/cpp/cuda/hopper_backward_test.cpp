@@ -186,6 +186,14 @@ TEST(HopperBackwardTest, OneHiddenKey) {
   }
 }
 
+// A query to which all keys are visible, none of which counts: its scores are -inf.
+TEST(HopperBackwardTest, RowsWithoutScores) {
+  Case c({1, 1, 1, 70, 90, 64, 64}, options_for(64, DType::BFloat16));
+  for (int64_t j = 0; j < 90; ++j) c.key.set(0, 0, j, 0, 1);
+  c.query.set(0, 0, 12, 0, -kInf);
+  expect_backward(c);
+}
+
 // Seen by all, they go where the reference has them.
 TEST(HopperBackwardTest, VisibleInfAndNan) {
   for (const double bad : {kInf, kNan}) {

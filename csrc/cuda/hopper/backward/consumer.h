@@ -184,14 +184,15 @@ struct BackwardConsumer {
     return (!Tiles::kHasDx || warp_finite(x.dx)) && (!Tiles::kHasDy || warp_finite(x.dy));
   }
 
-  // Whether the logsumexp of a row that was read is NaN (row_statistics.h).
+  // Whether a row that was read has a logsumexp that is NaN, or none (row_statistics.h).
   TORCH_EXT_DEVICE bool has_unusable_rows(const Range& tiles, int head) const {
     const Range rows = Tiles::kOwnsKeys ? Range{tiles.begin * kOther, tiles.end * kOther}
                                         : Range{first_row, first_row + kWarpgroupRows};
     bool is_unusable = false;
     for (int h = head; h < head + sharers(); ++h) {
       for (int i = rows.begin + lane(); i < rows.end; i += kWarpSize) {
-        is_unusable |= std::isnan(p.statistics_of(h)[i / 2].lse.of[i % 2]);
+        const float lse = p.statistics_of(h)[i / 2].lse.of[i % 2];
+        is_unusable |= std::isnan(lse) || (lse == -kNoScore && i < p.problem.query_length);
       }
     }
     return warp_any(is_unusable);
