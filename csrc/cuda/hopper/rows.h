@@ -31,6 +31,25 @@ TORCH_EXT_DEVICE float quad_max(float x) {
   return std::fmax(x, shuffle_xor(x, 2));
 }
 
+// The own rows of a warpgroup in a task, and what all of them see of the other side.
+struct WarpgroupRows {
+  int first = 0;
+  Range seen_by_all{};
+
+  TORCH_EXT_DEVICE void begin(const Visibility& visibility, int first_row) {
+    first = first_row;
+    const int last = first + kWarpgroupRows - 1, length = visibility.own_length;
+    seen_by_all = visibility.to_all(first, last < length ? last : length - 1);
+  }
+  // The first of this thread's two; the other is 8 below.
+  TORCH_EXT_DEVICE int of_thread() const { return of_warp() + lane() / 4; }
+  TORCH_EXT_DEVICE int of_warp() const { return first + warp() * 16; }
+  // Whether all see positions begin … end - 1, which exist.
+  TORCH_EXT_DEVICE bool see_all(int begin, int end) const {
+    return begin >= seen_by_all.begin && end <= seen_by_all.end;
+  }
+};
+
 // S <- -inf where row `row` + 8 r does not see first + column.
 template <int kCount>
 TORCH_EXT_DEVICE void hide(float (&s)[kCount], const Visibility& visibility, int row, int first) {

@@ -78,14 +78,6 @@ struct Visibility {
   }
 };
 
-// Whether some of the rows that all see `seen_by_all` does not see some position of these tiles.
-// Positions after the last one, which are zeros, do not count.
-TORCH_EXT_INLINE bool hides(const Visibility& visibility, const Range& tiles, int tile_length,
-                            const Range& seen_by_all) {
-  return tiles.begin * tile_length < seen_by_all.begin ||
-         visibility.clamp(tiles.end * tile_length) > seen_by_all.end;
-}
-
 // Tiles of kOther positions that a tile of kOwn rows reads: begin <= tile < end.
 template <int kOwn, int kOther>
 TORCH_EXT_DEVICE Range visible_tiles(const Visibility& visibility, int own_tile) {

@@ -107,6 +107,17 @@ TEST(HopperPrimitivesTest, ProductOfRegistersByTransposedOperand) {
   });
 }
 
+// What a warp does with copies that happen early, then late.
+template <class Body>
+void with_copies_early_and_late(const Body& body) {
+  for (const bool copies_early : {false, true}) {
+    host::Device changed = host::device();
+    changed.copies_early = copies_early;
+    const host::WithDevice with(changed);
+    run_threads<32>(body, sizeof(Tile));
+  }
+}
+
 // A tensor (64 columns, 20 rows, 2 heads) and tiles of 16 rows.
 struct Source {
   std::vector<uint16_t> data;
@@ -120,64 +131,50 @@ struct Source {
 
 TEST(HopperPrimitivesTest, CopiesAreSwizzledAndEndWhereTheTensorDoes) {
   const Source source;
-  for (const bool copies_early : {false, true}) {
-    host::Device changed = host::device();
-    changed.copies_early = copies_early;
-    const host::WithDevice with(changed);
-    int wrong = 0;
-    run_threads<32>(
-        [&] {
-          if (thread_index() == 0) {
-            initialize(tile().barrier, 1);
-            make_barriers_visible();
-          }
-          block_barrier();
-          if (thread_index() == 0) {
-            arrive_and_expect(tile().barrier, 16 * 128);
-            copy_tile(tile().matrix, source.map, {0, 10, 1, 0, 0}, tile().barrier);
-          }
-          wait(tile().barrier, 0);
-          for (int r = 0; r < 16; ++r) {
-            for (int c = 0; c < 64; ++c) {
-              uint16_t x;
-              std::memcpy(&x, tile().matrix + r * 128 + (c / 8 ^ r % 8) * 16 + c % 8 * 2, 2);
-              wrong += x != (r < 10 ? source.data[(20 + 10 + r) * 64 + c] : 0);
-            }
-          }
-        },
-        sizeof(Tile));
-    EXPECT_EQ(wrong, 0);
-  }
+  int wrong = 0;
+  with_copies_early_and_late([&] {
+    if (thread_index() == 0) {
+      initialize(tile().barrier, 1);
+      make_barriers_visible();
+    }
+    block_barrier();
+    if (thread_index() == 0) {
+      arrive_and_expect(tile().barrier, 16 * 128);
+      copy_tile(tile().matrix, source.map, {0, 10, 1, 0, 0}, tile().barrier);
+    }
+    wait(tile().barrier, 0);
+    for (int r = 0; r < 16; ++r) {
+      for (int c = 0; c < 64; ++c) {
+        uint16_t x;
+        std::memcpy(&x, tile().matrix + r * 128 + (c / 8 ^ r % 8) * 16 + c % 8 * 2, 2);
+        wrong += x != (r < 10 ? source.data[(20 + 10 + r) * 64 + c] : 0);
+      }
+    }
+  });
+  EXPECT_EQ(wrong, 0);
 }
 
 // Two copies for one barrier.
 TEST(HopperPrimitivesTest, BytesAreCopiedAsTheyAre) {
   alignas(16) uint16_t source[32];
   for (int i = 0; i < 32; ++i) source[i] = static_cast<uint16_t>(i + 1);
-  for (const bool copies_early : {false, true}) {
-    host::Device changed = host::device();
-    changed.copies_early = copies_early;
-    const host::WithDevice with(changed);
-    int wrong = 0;
-    run_threads<32>(
-        [&] {
-          if (thread_index() == 0) {
-            initialize(tile().barrier, 2);
-            for (const int half : {0, 1}) {
-              arrive_and_expect(tile().barrier, 32);
-              copy_bytes(tile().matrix + 64 * half, source + 16 * half, 32, tile().barrier);
-            }
-          }
-          block_barrier();
-          wait(tile().barrier, 0);
-          for (const int half : {0, 1}) {
-            wrong += std::memcmp(tile().matrix + 64 * half, source + 16 * half, 32) != 0;
-          }
-          wrong += tile().matrix[32] != 0xff;
-        },
-        sizeof(Tile));
-    EXPECT_EQ(wrong, 0);
-  }
+  int wrong = 0;
+  with_copies_early_and_late([&] {
+    if (thread_index() == 0) {
+      initialize(tile().barrier, 2);
+      for (const int half : {0, 1}) {
+        arrive_and_expect(tile().barrier, 32);
+        copy_bytes(tile().matrix + 64 * half, source + 16 * half, 32, tile().barrier);
+      }
+    }
+    block_barrier();
+    wait(tile().barrier, 0);
+    for (const int half : {0, 1}) {
+      wrong += std::memcmp(tile().matrix + 64 * half, source + 16 * half, 32) != 0;
+    }
+    wrong += tile().matrix[32] != 0xff;
+  });
+  EXPECT_EQ(wrong, 0);
   EXPECT_TRUE(has(error_of<32>([&] { copy_bytes(tile().matrix, source + 1, 32, tile().barrier); },
                                sizeof(Tile)),
                   {"copy_bytes (", "not a multiple of 16"}));

@@ -27,10 +27,8 @@ struct BackwardConsumer {
   unsigned tiles_done = 0;  // the tile at hand, in the order in which they come
   int own_parity = 0;
 
-  // Of the task at hand: the warpgroup's first row, what all of its rows see, and the statistics of
-  // the thread's two rows, where they are queries.
-  int first_row = 0;
-  Range seen_by_all{};
+  // Of the task at hand: its rows, and the statistics of the thread's two, where they are queries.
+  WarpgroupRows rows{};
   RowStatistics own_rows{};
 
   TORCH_EXT_DEVICE void run() {
@@ -42,8 +40,7 @@ struct BackwardConsumer {
       if constexpr (Tiles::kHasDy) clear_accumulators(x.dy);
       if (tiles.begin < tiles.end) accumulate(tiles, x);
       const int head = task.head * sharers();
-      if (is_finite(x) ||
-          !(hides(p.visibility, tiles, kOther, seen_by_all) || has_unusable_rows(tiles, head))) {
+      if (is_finite(x) || !(hides_some(tiles) || has_unusable_rows(tiles, head))) {
         const Side own = Tiles::kOwnsKeys ? key_side(p.problem) : query_side(p.problem);
         if (Tiles::kHasDx && *own.dx) store_rows(*own.dx, own, head, x.dx, p.scale);
         if (Tiles::kHasDy && *own.dy) store_rows(*own.dy, own, head, x.dy, 1);
@@ -59,22 +56,17 @@ struct BackwardConsumer {
   }
 
   TORCH_EXT_DEVICE void begin_task(const Task& task) {
-    first_row = task.tile * Tiles::kOwn + warpgroup * kWarpgroupRows;
-    const int last = first_row + kWarpgroupRows - 1, length = p.visibility.own_length;
-    seen_by_all = p.visibility.to_all(first_row, last < length ? last : length - 1);
+    rows.begin(p.visibility, task.tile * Tiles::kOwn + warpgroup * kWarpgroupRows);
     if constexpr (!Tiles::kOwnsKeys) {
       TORCH_EXT_UNROLL
       for (int r = 0; r < 2; ++r) {
-        const int i = row() + 8 * r;
+        const int i = rows.of_thread() + 8 * r;
         const RowStatistics& x = p.statistics_of(task.head)[i / 2];
         own_rows.lse.of[r] = x.lse.of[i % 2];
         own_rows.delta.of[r] = x.delta.of[i % 2];
       }
     }
   }
-
-  // The first of this thread's two; the other is 8 below.
-  TORCH_EXT_DEVICE int row() const { return first_row + warp() * 16 + lane() / 4; }
 
   // ---- One task ------------------------------------------------------------------------------
 
@@ -152,9 +144,7 @@ struct BackwardConsumer {
   // S <- P
   TORCH_EXT_DEVICE void weigh(int tile, Scores& s) {
     const int begin = tile * kOther;
-    if (begin < seen_by_all.begin || begin + kOther > seen_by_all.end) {
-      hide(s, p.visibility, row(), begin);
-    }
+    if (!rows.see_all(begin, begin + kOther)) hide(s, p.visibility, rows.of_thread(), begin);
     for_each_entry<&RowStatistics::lse>(
         [&](int i, float lse) { s[i] = exp2_fast(std::fma(s[i], p.scale_log2, -lse)); });
   }
@@ -184,13 +174,18 @@ struct BackwardConsumer {
     return (!Tiles::kHasDx || warp_finite(x.dx)) && (!Tiles::kHasDy || warp_finite(x.dy));
   }
 
+  // Whether some entry is hidden. Positions after the last one, which are zeros, do not count.
+  TORCH_EXT_DEVICE bool hides_some(const Range& tiles) const {
+    return !rows.see_all(tiles.begin * kOther, p.visibility.clamp(tiles.end * kOther));
+  }
+
   // Whether a row that was read has a logsumexp that is NaN, or none (row_statistics.h).
   TORCH_EXT_DEVICE bool has_unusable_rows(const Range& tiles, int head) const {
-    const Range rows = Tiles::kOwnsKeys ? Range{tiles.begin * kOther, tiles.end * kOther}
-                                        : Range{first_row, first_row + kWarpgroupRows};
+    const Range read = Tiles::kOwnsKeys ? Range{tiles.begin * kOther, tiles.end * kOther}
+                                        : Range{rows.first, rows.first + kWarpgroupRows};
     bool is_unusable = false;
     for (int h = head; h < head + sharers(); ++h) {
-      for (int i = rows.begin + lane(); i < rows.end; i += kWarpSize) {
+      for (int i = read.begin + lane(); i < read.end; i += kWarpSize) {
         const float lse = p.statistics_of(h)[i / 2].lse.of[i % 2];
         is_unusable |= std::isnan(lse) || (lse == -kNoScore && i < p.problem.query_length);
       }
@@ -200,17 +195,17 @@ struct BackwardConsumer {
 
   TORCH_EXT_DEVICE void store_rows(const Operand& result, const Side& own, int head,
                                    const Gradient& x, float factor) {
-    E* const rows = head_data<E>(p.problem, result, head, own.group);
+    E* const data = head_data<E>(p.problem, result, head, own.group);
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const int i = row() + 8 * r;
-      store_row(i < own.length ? rows + i * result.row_stride : nullptr, x, r, factor);
+      const int i = rows.of_thread() + 8 * r;
+      store_row(i < own.length ? data + i * result.row_stride : nullptr, x, r, factor);
     }
   }
 
   TORCH_EXT_DEVICE void store_exact_rows(int head) {
     for (int r = 0; r < 16; ++r) {
-      const int i = first_row + warp() * 16 + r;
+      const int i = rows.of_warp() + r;
       if (i < p.visibility.own_length) store_exact_gradients<E, Tiles>(p, head, i);
     }
   }

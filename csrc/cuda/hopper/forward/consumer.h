@@ -24,16 +24,16 @@ struct ForwardConsumer {
   unsigned tiles_begun = 0;  // tiles whose scores have been multiplied
   int query_parity = 0;
 
-  // Of the task at hand: the warpgroup's first query, and the keys that all of its queries see.
-  int first_query = 0;
-  Range seen_by_all{};
+  // Of the task at hand.
+  WarpgroupRows queries{};
   SoftmaxRows rows{};
 
   TORCH_EXT_DEVICE void run() {
     if (warpgroup == Tiles::kConsumers - 1) pass_turn();  // the first turn is warpgroup 0's
     for_each_task(p.schedule, [&](const Task& task) {
       const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
-      begin_task(task);
+      queries.begin(p.visibility, task.tile * Tiles::kQueries + warpgroup * kWarpgroupRows);
+      rows = {};
       Output o;
       clear_accumulators(o);
       if (tiles.begin < tiles.end) attend(tiles, o);
@@ -45,16 +45,6 @@ struct ForwardConsumer {
     });
     if (warpgroup == 0) take_turn();  // nobody is left to take it
   }
-
-  TORCH_EXT_DEVICE void begin_task(const Task& task) {
-    first_query = task.tile * Tiles::kQueries + warpgroup * kWarpgroupRows;
-    const int last = first_query + kWarpgroupRows - 1, length = p.visibility.own_length;
-    seen_by_all = p.visibility.to_all(first_query, last < length ? last : length - 1);
-    rows = {};
-  }
-
-  // The first of this thread's two; the other is 8 below.
-  TORCH_EXT_DEVICE int query() const { return first_query + warp() * 16 + lane() / 4; }
 
   // ---- One task ------------------------------------------------------------------------------
 
@@ -120,9 +110,7 @@ struct ForwardConsumer {
   // S <- P, rows advance
   TORCH_EXT_DEVICE void weigh(int tile, Scores& s, float (&alpha)[2]) {
     const int begin = tile * kKeys;
-    if (begin < seen_by_all.begin || begin + kKeys > seen_by_all.end) {
-      hide(s, p.visibility, query(), begin);
-    }
+    if (!queries.see_all(begin, begin + kKeys)) hide(s, p.visibility, queries.of_thread(), begin);
     advance_softmax(rows, s, alpha, p.scale_log2);
   }
 
@@ -140,9 +128,10 @@ struct ForwardConsumer {
 
   // ---- Results ---------------------------------------------------------------------------------
 
+  // Whether some key is hidden. Positions after the last one, which are zeros, do not count.
   TORCH_EXT_DEVICE bool hides_keys(const Task& task) const {
     const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
-    return hides(p.visibility, tiles, kKeys, seen_by_all);
+    return !queries.see_all(tiles.begin * kKeys, p.visibility.clamp(tiles.end * kKeys));
   }
   TORCH_EXT_DEVICE bool has_large_scores() const {
     bool is_large = false;
@@ -161,7 +150,7 @@ struct ForwardConsumer {
     TORCH_EXT_UNROLL
     for (int r = 0; r < 2; ++r) {
       sum[r] = quad_sum(rows.sum[r]);
-      const int64_t i = query() + 8 * r;
+      const int64_t i = queries.of_thread() + 8 * r;
       store_row(i < problem.query_length ? output + i * problem.output.row_stride : nullptr, o, r,
                 sum[r] == 0 ? 0 : 1 / sum[r]);
     }
@@ -171,15 +160,15 @@ struct ForwardConsumer {
     for (int r = 0; r < 2; ++r) {
       const float shift = rows.max[r] * p.scale_log2, high = shift * kLn2;
       const float low = std::fma(shift, kLn2, -high) + shift * kLn2Low;
-      if (query() + 8 * r < problem.query_length) {
-        logsumexp.write(query() + 8 * r, high, low, sum[r]);
+      if (queries.of_thread() + 8 * r < problem.query_length) {
+        logsumexp.write(queries.of_thread() + 8 * r, high, low, sum[r]);
       }
     }
   }
 
   TORCH_EXT_DEVICE void store_exact_rows(int head) {
     for (int r = 0; r < 16; ++r) {
-      const int i = first_query + warp() * 16 + r;
+      const int i = queries.of_warp() + r;
       if (i < p.problem.query_length) store_exact_row<E, kHeadSize>(p, head, i);
     }
   }
