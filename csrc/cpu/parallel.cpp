@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -20,6 +21,9 @@ constexpr std::align_val_t kAlignment{64};
 // arithmetic. Larger buffers, which only large problems need, are given back.
 constexpr int64_t kMostKept = 8 << 20;
 thread_local Buffer kept;
+
+// Neighbouring tasks that a thread takes at once, at most.
+constexpr int64_t kMostAtOnce = 16;
 
 bool poison_scratch() {
   static const bool poison = [] {
@@ -56,19 +60,33 @@ void* Buffer::data() const { return data_; }
 int64_t Buffer::bytes() const { return bytes_; }
 
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
-                    void (*run)(void* context, int64_t task, void* scratch), void* context) {
-  std::atomic<int64_t> next{0};
+                    void (*run)(void* context, int64_t task, int64_t next, void* scratch),
+                    void* context) {
+  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  std::atomic<int64_t> unclaimed{0};
+  // A share of the tasks that are left, so that all threads end at about the same time.
+  const auto claim = [&](int64_t& begin) {
+    begin = unclaimed.load(std::memory_order_relaxed);
+    for (;;) {
+      const int64_t share = (tasks - begin) / (4 * threads);
+      const int64_t end = std::min(tasks, begin + std::clamp<int64_t>(share, 1, kMostAtOnce));
+      if (begin >= tasks) return tasks;
+      if (unclaimed.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return end;
+    }
+  };
   const auto work = [&](int64_t, int64_t) {
     Buffer scratch = std::move(kept);  // a call within a task finds none and makes its own
     if (scratch.bytes() < scratch_bytes) scratch = Buffer(scratch_bytes);
-    for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
+    int64_t task, end = claim(task);
+    while (task < end) {
       if (scratch_bytes > 0 && poison_scratch())
         std::memset(scratch.data(), 0xff, static_cast<size_t>(scratch_bytes));
-      run(context, task, scratch.data());
+      const int64_t next = task + 1 < end ? task + 1 : unclaimed.load(std::memory_order_relaxed);
+      run(context, task, next < tasks ? next : -1, scratch.data());
+      if (++task == end) end = claim(task);
     }
     if (scratch.bytes() <= kMostKept) kept = std::move(scratch);
   };
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   at::parallel_for(0, threads < tasks ? threads : tasks, 1, work);
 }
 

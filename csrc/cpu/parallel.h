@@ -25,22 +25,30 @@ class Buffer {
   int64_t bytes_;
 };
 
-// Calls run(context, task, scratch) once for each task in [0, tasks). Threads take the next task
-// when they are free, so the order of the tasks, not their number per thread, decides the balance:
-// put long ones first. No result may depend on which thread runs a task. `scratch` is 64-byte
+// Calls run(context, task, next, scratch) once for each task in [0, tasks). Free threads take a few
+// neighbouring tasks, one at a time towards the end, so the order of the tasks, not their number
+// per thread, decides the balance: put long ones first. `next` is the task that the same thread
+// most likely runs afterwards, -1 if there is none: its operands can be fetched meanwhile. No
+// result may depend on which thread runs a task. `scratch` is 64-byte
 // aligned, private to the call and the thread, of `scratch_bytes` bytes and holds garbage (NaN
 // where TORCH_EXT_POISON=1). Tasks may call parallel_tasks; it then runs on their own thread.
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
-                    void (*run)(void* context, int64_t task, void* scratch), void* context);
+                    void (*run)(void* context, int64_t task, int64_t next, void* scratch),
+                    void* context);
 
-// The same from a callable, kept alive by the caller for the duration of the call.
+// The same from a callable run(task, next, scratch) or run(task, scratch), kept alive by the caller
+// for the duration of the call.
 template <class Run>
 inline __attribute__((always_inline)) void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                                                           const Run& run) {
   parallel_tasks(
       tasks, scratch_bytes,
-      [](void* context, int64_t task, void* scratch) {
-        (*static_cast<const Run*>(context))(task, scratch);
+      [](void* context, int64_t task, int64_t next, void* scratch) {
+        const Run& call = *static_cast<const Run*>(context);
+        if constexpr (requires { call(task, next, scratch); })
+          call(task, next, scratch);
+        else
+          call(task, scratch);
       },
       const_cast<Run*>(&run));
 }

@@ -1,40 +1,98 @@
-// Operands brought into the caches before they are needed, line after line: transposition and
-// products ask for a few lines of many rows at a time, which come one by one where they have to
-// come from memory.
+// Memory brought into the caches before it is needed: transposition and products ask for a few
+// lines of many rows at a time, which come one by one where they have to come from memory.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/numbers.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Calls use(address) for every cache line of rows [row, row + rows) of a head, `cols` wide, in the
-// order they lie in; for none where the elements of a row are apart.
-template <class T, class Use>
-TORCH_EXT_INLINE void for_each_line(const Operand& x, int64_t offset, int64_t row, int64_t rows,
-                                    int64_t cols, const Use& use) {
-  if (!x || x.col_stride != 1) return;
-  with_storage<T>(x.dtype, [&](auto storage) {
-    const auto part = at<decltype(storage)>(x, offset, row);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = 0; c < cols; c += 64 / static_cast<int64_t>(sizeof storage))
-        use(reinterpret_cast<const char*>(part.data + r * part.row + c));
-  });
+TORCH_EXT_INLINE int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::Float64:
+    case DType::Int64:
+      return 8;
+    case DType::Float32:
+      return 4;
+    case DType::Bool:
+      return 1;
+    default:
+      return 2;
+  }
 }
 
-// Reads them: of many prefetches at a time the processor would drop most.
-template <class T>
-void read_ahead(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols) {
-  for_each_line<T>(x, offset, row, rows, cols,
-                   [](const char* line) { (void)*static_cast<const volatile char*>(line); });
+// Rows of a head as they lie in memory: `rows` times `bytes`, `stride` bytes apart. What lies
+// without gaps is one long row; there are no rows where the elements of a row are apart.
+struct Lines {
+  const char* start;
+  int64_t rows, bytes, stride;
+
+  TORCH_EXT_INLINE Lines() = default;
+  TORCH_EXT_INLINE Lines(const Operand& x, int64_t offset, int64_t row, int64_t row_count,
+                         int64_t cols) {
+    const int64_t size = bytes_of(x.dtype);
+    start = static_cast<const char*>(x.data) + (offset + row * x.row_stride) * size;
+    rows = x && x.col_stride == 1 ? row_count : 0;
+    bytes = cols * size;
+    stride = x.row_stride * size;
+    if (stride != bytes || rows == 0) return;
+    bytes *= rows;
+    rows = 1;
+  }
+};
+
+// Reads rows [row, row + rows) of a head now, line after line: of many prefetches at a time the
+// processor would drop most.
+TORCH_EXT_INLINE void read_ahead(const Operand& x, int64_t offset, int64_t row, int64_t rows,
+                                 int64_t cols) {
+  const Lines lines(x, offset, row, rows, cols);
+  for (int64_t r = 0; r < lines.rows; ++r)
+    for (int64_t at = 0; at < lines.bytes; at += 64)
+      (void)*static_cast<const volatile char*>(lines.start + r * lines.stride + at);
 }
 
-// For rows that are written later.
-template <class T>
-void prefetch_results(const Operand& x, int64_t offset, int64_t row, int64_t rows, int64_t cols) {
-  for_each_line<T>(x, offset, row, rows, cols,
-                   [](const char* line) { _mm_prefetch(line, _MM_HINT_T0); });
-}
+// What a thread needs after the tile at hand. The register blocks of its products ask for a few
+// lines each (tile_product.h), so that memory and arithmetic are at work at the same time.
+class Ahead {
+ public:
+  TORCH_EXT_INLINE void clear() { first_ = count_ = 0; }
+
+  // Rows [row, row + rows) of a head, `cols` wide; what does not fit the list is left out.
+  TORCH_EXT_INLINE void add(const Operand& x, int64_t offset, int64_t row, int64_t rows,
+                            int64_t cols) {
+    if (first_ == count_) clear();
+    if (count_ == kMost) return;
+    Lines& lines = lines_[count_] = Lines(x, offset, row, rows, cols);
+    if (lines.rows > 0 && lines.bytes > 0) ++count_;
+    if (count_ == first_ + 1) at_ = 0;
+  }
+
+  // Asks for the next few lines.
+  TORCH_EXT_INLINE void fetch() {
+    if (first_ < count_) fetch_lines();
+  }
+
+ private:
+  static constexpr int kMost = 16;
+  // A register block takes longer with longer vectors.
+  static constexpr int kAtOnce = 2 * Vec<float>::kSize;
+
+  __attribute__((noinline)) void fetch_lines() {
+    for (int left = kAtOnce; left > 0 && first_ < count_;) {
+      Lines& lines = lines_[first_];
+      for (; left > 0 && at_ < lines.bytes; --left, at_ += 64)
+        _mm_prefetch(lines.start + at_, _MM_HINT_T0);
+      if (at_ < lines.bytes) return;
+      at_ = 0;
+      lines.start += lines.stride;
+      if (--lines.rows == 0) ++first_;
+    }
+  }
+
+  Lines lines_[kMost];
+  int first_ = 0, count_ = 0;
+  int64_t at_ = 0;  // bytes of the first row that were asked for
+};
 
 }  // namespace
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

@@ -23,6 +23,14 @@ enum class BiasGradient {
   kDirect,
 };
 
+// Keys [key, key_end) and queries [query, query_end) of the query heads that read one key head.
+struct Cell {
+  int64_t head = -1;  // the first of these query heads; -1: no cell
+  int64_t in_wave = 0;
+  int64_t key_chunk = 0, key = 0, key_end = 0;
+  int64_t query_chunk = 0, query = 0, query_end = 0;
+};
+
 template <class T>
 struct BackwardPlan {
   Cut cut;
@@ -43,6 +51,20 @@ struct BackwardPlan {
   int64_t wave = 1;          // key heads at a time
 
   TORCH_EXT_INLINE int64_t cells() const { return keys.count * queries.count; }
+  // Number `task` of the cells of a wave that begins with key head `first`; none if negative.
+  TORCH_EXT_INLINE Cell cell(const Problem& p, int64_t first, int64_t task) const {
+    if (task < 0) return {};
+    const int64_t in_wave = task / cells(), of_head = task % cells();
+    const int64_t k = of_head / queries.count, q = of_head % queries.count;
+    return {(first + in_wave) * p.group,
+            in_wave,
+            k,
+            keys.begin(k),
+            smaller(p.key_length, keys.begin(k + 1)),
+            q,
+            queries.begin(q),
+            smaller(p.query_length, queries.begin(q + 1))};
+  }
   TORCH_EXT_INLINE int64_t bias_chunks() const { return bias_key_chunks * bias_query_chunks; }
   TORCH_EXT_INLINE int64_t partial() const {
     return dq_partial + dk_partial + dv_partial + bias_partial;

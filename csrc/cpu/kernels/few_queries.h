@@ -100,10 +100,10 @@ TORCH_EXT_INLINE int64_t score_spare(const Problem& p, int64_t keys) {
 // holds score_spare numbers.
 template <class T>
 void score_tile(const Problem& p, const Cut& cut, const TileRange& t, Rows<const T> k, const T* q,
-                T* out, T* spare) {
+                T* out, T* spare, Ahead* ahead = nullptr) {
   if (!cut.few_queries)
     return tile_product<T, false>(t.keys, t.width, p.head_size, {k.data, k.stride, 1}, {q, t.width},
-                                  {out, t.width});
+                                  {out, t.width}, ahead);
   T *const row = spare, *const scores = spare + round_up(p.head_size, Vec<T>::kSize);
   fill_zero(row, scores - row);
   fill_zero(out, t.keys * t.width);

@@ -183,6 +183,7 @@ class ForwardTask {
          key += cut_.tile_keys) {
       const int64_t keys = smaller(cut_.tile_keys, range.end - key);
       is_loaded_ = false;
+      add_keys_ahead(block.head, key + keys, range.end);
       for (int64_t i = 0; i < tiles; ++i) {
         TileRange t = tile(block, i);
         const KeyRange seen = visible_keys(p_, t.query, t.queries);
@@ -190,6 +191,7 @@ class ForwardTask {
         // Whole elements: the other half of a pair may be a key that other tiles see.
         t.key = key;
         t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
+        add_additive_ahead(block, i, t, range.end);
         add_keys(t, scratch(i, t), keys);
       }
     }
@@ -211,8 +213,26 @@ class ForwardTask {
     return x_.tile(index, t.width);
   }
 
+  // The tile of keys from `key` on, if there is one before `end`.
+  void add_keys_ahead(int64_t head, int64_t key, int64_t end) {
+    ahead_.clear();
+    const int64_t keys = smaller(cut_.tile_keys, end - key);
+    if (keys <= 0) return;
+    ahead_.add(p_.key, head_offset(p_, p_.key, head, p_.group), key, keys, p_.head_size);
+    ahead_.add(p_.value, head_offset(p_, p_.value, head, p_.group), key, keys, p_.value_head_size);
+  }
+  // What is added to the scores of the tile after `t`, which is number `index` of the block.
+  void add_additive_ahead(const TileRange& block, int64_t index, const TileRange& t, int64_t end) {
+    if (!p_.bias && !p_.mask) return;
+    const bool is_last = block.query + block.queries == t.query + t.queries;
+    TileRange next = tile(block, is_last ? 0 : index + 1);
+    next.key = is_last ? t.key + cut_.tile_keys : t.key;
+    next.keys = smaller(cut_.tile_keys, end - next.key);
+    if (next.keys > 0) add_additive(p_, next, ahead_);
+  }
+
   void start(const TileRange& t, const ForwardScratch<E>& x) const {
-    read_ahead<T>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries, p_.head_size);
+    read_ahead(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries, p_.head_size);
     pack_transposed<E>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
                        p_.head_size, x.q, x.width);
     // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A
@@ -241,7 +261,8 @@ class ForwardTask {
     if (seen == Visibility::kNone) return;
     load_keys(t, keys);
     // s^T = k q^T
-    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width});
+    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width},
+                           &ahead_);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
         softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);
@@ -254,7 +275,8 @@ class ForwardTask {
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
     const auto add = [&](auto accumulate) {
       weighted_sum<E, accumulate.value>(t.queries, x.columns, t.keys, weights, seen,
-                                        {x.additive, 1, x.width}, v_, {x.o, x.columns}, x.spare_v);
+                                        {x.additive, 1, x.width}, v_, {x.o, x.columns}, x.spare_v,
+                                        &ahead_);
     };
     if (*x.is_started) {
       rescale_output(x, t.queries);
@@ -269,6 +291,7 @@ class ForwardTask {
   const Cut& cut_;
   ScoreRule<T> rule_;
   ForwardScratch<E> x_;
+  Ahead ahead_;
   bool is_loaded_ = false;
   Broadcast<E> k_{};
   Rows<const E> v_{};

@@ -31,79 +31,78 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
-        tile_(problem, plan.cut, rows, x_) {}
+        tile_(problem, plan.cut, rows, x_, ahead_) {}
 
-  // `slopes`: where the slope gradients of the cell's query heads go, one for each head.
-  void run(int64_t key_head, int64_t in_wave, int64_t key_chunk, int64_t query_chunk,
-           double* slopes) {
-    in_wave_ = in_wave;
-    key_chunk_ = key_chunk;
-    key_begin_ = plan_.keys.begin(key_chunk);
-    key_end_ = smaller(problem_.key_length, plan_.keys.begin(key_chunk + 1));
-    const int64_t chunk = key_end_ - key_begin_;
+  // `next`: the cell after this one. `slopes`: where the slope gradients of the cell's query heads
+  // go, one for each head.
+  void run(const Cell& cell, const Cell& next, double* slopes) {
+    cell_ = cell;
+    const int64_t chunk = cell.key_end - cell.key;
     const int64_t key_tiles = divide_up(chunk, plan_.cut.tile_keys);
     for (int64_t i = 0; i < key_tiles; ++i) x_.is_started[i] = false;
-    const int64_t first = key_head * problem_.group;
-    tile_.load_keys(first, key_begin_, chunk);
-
-    const int64_t query_begin = plan_.queries.begin(query_chunk);
-    const int64_t query_end = smaller(problem_.query_length, plan_.queries.begin(query_chunk + 1));
-    for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
-      const int64_t head = first + in_group_;
-      start_bias_gradient(head, query_chunk, query_begin, query_end);
-      slope_sum_ = 0;
-      const int64_t queries = plan_.cut.tile_queries;
-      for (int64_t query = query_begin; query < query_end; query += queries) {
-        const int64_t count = smaller(queries, query_end - query);
-        x_.width = round_up(count, Vec<T>::kSize);
-        query_tile({head, query, count, x_.width, 0, 0}, in_group_ == 0 && query == query_begin,
-                   in_group_ == problem_.group - 1 && query + queries >= query_end);
-      }
+    tile_.load_keys(cell.head, cell.key, chunk);
+    const int64_t queries = plan_.cut.tile_queries;
+    const int64_t tiles = divide_up(cell.query_end - cell.query, queries);  // of each head
+    const auto tile = [&](int64_t i) {
+      if (i == problem_.group * tiles) return TileRange{};
+      const int64_t query = cell.query + i % tiles * queries;
+      const int64_t count = smaller(queries, cell.query_end - query);
+      return TileRange{cell.head + i / tiles, query, count, round_up(count, Vec<T>::kSize), 0, 0};
+    };
+    for (int64_t i = 0; i < problem_.group * tiles; ++i) {
+      in_group_ = i / tiles;
+      if (i % tiles == 0) start_head();
+      query_tile(tile(i), tile(i + 1), next);
       if (slopes) slopes[in_group_] = slope_sum_;
     }
-    write_key_gradients(first, query_chunk, chunk);
+    write_key_gradients();
   }
 
  private:
-  // Where this cell sums its part of the bias gradient, zero unless other heads have added to it.
-  void start_bias_gradient(int64_t head, int64_t query_chunk, int64_t query_begin,
-                           int64_t query_end) {
+  // Sums of one query head: where the cell adds its part of the bias gradient, zero unless other
+  // heads have added to it, and the gradient of the slope.
+  void start_head() {
+    slope_sum_ = 0;
     const Operand& dbias = problem_.grad_bias;
     if (plan_.bias == BiasGradient::kDirect)
-      dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, head);
+      dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, cell_.head + in_group_);
     if (plan_.bias != BiasGradient::kPrivate) return;
-    const int64_t chunk = (plan_.bias_key_chunks > 1 ? key_chunk_ : 0) * plan_.bias_query_chunks +
-                          (plan_.bias_query_chunks > 1 ? query_chunk : 0);
-    dbias_ = partials_.bias(plan_, in_wave_, in_group_, chunk);
+    const int64_t chunk =
+        (plan_.bias_key_chunks > 1 ? cell_.key_chunk : 0) * plan_.bias_query_chunks +
+        (plan_.bias_query_chunks > 1 ? cell_.query_chunk : 0);
+    dbias_ = partials_.bias(plan_, cell_.in_wave, in_group_, chunk);
     if (in_group_ > 0 && plan_.bias_heads == 1) return;
-    const int64_t row_end = dbias.row_stride ? query_end : query_begin + 1;
-    const int64_t col_end = dbias.col_stride ? key_end_ : key_begin_ + 1;
-    for (int64_t i = query_begin; i < row_end; ++i)
-      for (int64_t j = key_begin_; j < col_end; ++j)
+    const int64_t row_end = dbias.row_stride ? cell_.query_end : cell_.query + 1;
+    const int64_t col_end = dbias.col_stride ? cell_.key_end : cell_.key + 1;
+    for (int64_t i = cell_.query; i < row_end; ++i)
+      for (int64_t j = cell_.key; j < col_end; ++j)
         dbias_[i * dbias.row_stride + j * dbias.col_stride] = 0;
   }
 
-  // The keys of the cell that the window shows to one tile of queries, the first or the last one.
-  void query_tile(TileRange t, bool is_first, bool is_last) {
+  // A tile of queries with the keys of the cell that the window shows to it. `after` is the tile
+  // that follows, of no queries if this is the last one; `next` the cell that follows then.
+  void query_tile(TileRange t, const TileRange& after, const Cell& next) {
     const KeyRange range = visible_keys(problem_, t.query, t.queries);
-    const int64_t key_end = smaller(key_end_, range.end);
+    const int64_t key_end = smaller(cell_.key_end, range.end);
     const int64_t keys = plan_.cut.tile_keys;
-    t.key = larger(key_begin_, range.begin / keys * keys);
+    const bool is_first = t.head == cell_.head && t.query == cell_.query;
+    x_.width = t.width;
+    t.key = larger(cell_.key, range.begin / keys * keys);
     if (t.key < key_end) {
-      ask_for_queries(t);
+      for_each_query_operand(t, read_now());
       tile_.load_queries(t);
     }
-    if (is_last) ask_for_key_gradients(t.head);
     has_dq_ = false;
     for (; t.key < key_end; t.key += keys) {
       t.keys = smaller(keys, key_end - t.key);
-      if (is_first) ask_for_keys(t);
+      if (is_first) for_each_key_operand(t, read_now());
+      look_ahead(t, key_end, is_first, after, next);
       add_tile(t);
     }
     if (!problem_.grad_query) return;
     if (!has_dq_) fill_zero(x_.dq, t.queries * plan_.head_columns);
     if (plan_.dq_partial) {
-      T* out = partials_.dq(plan_, problem_, in_wave_, in_group_, key_chunk_) +
+      T* out = partials_.dq(plan_, problem_, cell_.in_wave, in_group_, cell_.key_chunk) +
                t.query * plan_.head_columns;
       __builtin_memcpy(out, x_.dq, static_cast<size_t>(t.queries * plan_.head_columns) * sizeof(T));
     } else {
@@ -113,38 +112,64 @@ class GradientTask {
     }
   }
 
-  // Every operand before its first use, and results while there still is something to compute. What
-  // is copied first is read line after line by that.
-  void ask_for_queries(const TileRange& t) const {
+  // What comes after the keys of `t`: more of them up to `key_end`, results, the next tile of
+  // queries, the next cell.
+  void look_ahead(const TileRange& t, int64_t key_end, bool is_first, const TileRange& after,
+                  const Cell& next) {
     const P& p = problem_;
-    const auto read = [&](const Operand& x, int64_t cols) {
-      if (x) read_ahead<T>(x, head_offset(p, x, t.head), t.query, t.queries, cols);
-    };
-    const auto read_unless_copied = [&](const Operand& x, int64_t cols) {
-      if (kTerms<E> > 1 || is_readable_in_place<T>(x, cols, true)) read(x, cols);
-    };
-    read_unless_copied(p.query, p.head_size);
-    read_unless_copied(p.grad_output, p.value_head_size);
-    if constexpr (!kSecondOrder) read(p.output, p.value_head_size);
-    if (p.grad_query && !plan_.dq_partial)
-      prefetch_results<T>(p.grad_query, head_offset(p, p.grad_query, t.head), t.query, t.queries,
-                          p.head_size);
+    ahead_.clear();
+    TileRange keys = t;
+    keys.key += t.keys;
+    keys.keys = smaller(plan_.cut.tile_keys, key_end - keys.key);
+    if (keys.keys > 0) {
+      add_additive(p, keys, ahead_);
+      if (is_first) for_each_key_operand(keys, ahead_lines());
+      return;
+    }
+    if (!plan_.dq_partial) add_rows(p.grad_query, t.head, 1, t.query, t.queries, p.head_size);
+    if (after.queries > 0) return for_each_query_operand(after, ahead_lines());
+    const int64_t chunk = cell_.key_end - cell_.key;
+    if (!plan_.dk_partial) add_rows(p.grad_key, t.head, p.group, cell_.key, chunk, p.head_size);
+    if (!plan_.dv_partial)
+      add_rows(p.grad_value, t.head, p.group, cell_.key, chunk, p.value_head_size);
+    if (next.head < 0) return;
+    const int64_t queries = smaller(plan_.cut.tile_queries, next.query_end - next.query);
+    const int64_t count = smaller(plan_.cut.tile_keys, next.key_end - next.key);
+    const TileRange first{next.head, next.query, queries, 0, next.key, count};
+    for_each_query_operand(first, ahead_lines());
+    for_each_key_operand(first, ahead_lines());
   }
-  void ask_for_keys(const TileRange& t) const {
-    const P& p = problem_;
-    read_ahead<T>(p.key, head_offset(p, p.key, t.head, p.group), t.key, t.keys, p.head_size);
-    read_ahead<T>(p.value, head_offset(p, p.value, t.head, p.group), t.key, t.keys,
-                  p.value_head_size);
+  void add_rows(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
+                int64_t cols) {
+    if (x) ahead_.add(x, head_offset(problem_, x, head, group), row, rows, cols);
   }
-  void ask_for_key_gradients(int64_t head) const {
+  auto ahead_lines() {
+    return [this](const auto&... rows) { ahead_.add(rows...); };
+  }
+  static auto read_now() {
+    return [](const auto&... rows) { read_ahead(rows...); };
+  }
+
+  // use(operand, offset of the head, row, rows, cols) for what is read of a tile's queries, of its
+  // keys.
+  template <class Use>
+  void for_each_query_operand(const TileRange& t, const Use& use) const {
     const P& p = problem_;
-    const auto ask = [&](const Operand& x, int64_t cols) {
-      if (x)
-        prefetch_results<T>(x, head_offset(p, x, head, p.group), key_begin_, key_end_ - key_begin_,
-                            cols);
+    const auto rows = [&](const Operand& x, int64_t cols) {
+      use(x, head_offset(p, x, t.head), t.query, t.queries, cols);
     };
-    if (!plan_.dk_partial) ask(p.grad_key, p.head_size);
-    if (!plan_.dv_partial) ask(p.grad_value, p.value_head_size);
+    rows(p.query, p.head_size);
+    rows(p.grad_output, p.value_head_size);
+    if constexpr (!kSecondOrder) rows(p.output, p.value_head_size);
+  }
+  template <class Use>
+  void for_each_key_operand(const TileRange& t, const Use& use) const {
+    const P& p = problem_;
+    const auto rows = [&](const Operand& x, int64_t cols) {
+      use(x, head_offset(p, x, t.head, p.group), t.key, t.keys, cols);
+    };
+    rows(p.key, p.head_size);
+    rows(p.value, p.value_head_size);
   }
 
   // What one tile adds to all gradients.
@@ -152,7 +177,7 @@ class GradientTask {
     const P& p = problem_;
     const Visibility seen = tile_.compute(t);
     if (seen == Visibility::kNone) return;
-    const int64_t width = x_.width, row = t.key - key_begin_;
+    const int64_t width = x_.width, row = t.key - cell_.key;
     T* dk = x_.dk + row * plan_.head_columns;
     T* dv = x_.dv + row * plan_.value_columns;
     const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out, bool add) {
@@ -188,7 +213,7 @@ class GradientTask {
   }
   // Where the tile of keys ends that begins at `row`.
   int64_t end_of_tile(int64_t row) const {
-    return smaller(row + plan_.cut.tile_keys, key_end_ - key_begin_);
+    return smaller(row + plan_.cut.tile_keys, cell_.key_end - cell_.key);
   }
 
   // out += a b, or = where nothing was added to it yet.
@@ -202,35 +227,38 @@ class GradientTask {
                              x_.spare_right);
   }
 
-  void write_key_gradients(int64_t head, int64_t query_chunk, int64_t chunk) {
+  void write_key_gradients() {
     const P& p = problem_;
+    const int64_t chunk = cell_.key_end - cell_.key;
     for (int64_t row = 0; row < chunk; row = end_of_tile(row))
       if (!x_.is_started[row / plan_.cut.tile_keys]) zero_key_gradients(row, end_of_tile(row));
     if (!p.grad_output) fill_zero(x_.dv, chunk * plan_.value_columns);
     const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out,
                            T* partial) {
       if (partial)
-        __builtin_memcpy(partial + key_begin_ * columns, sums,
+        __builtin_memcpy(partial + cell_.key * columns, sums,
                          static_cast<size_t>(chunk * columns) * sizeof(T));
       else
-        write_rows<T>(sums, columns, chunk, cols, factor, out, head_offset(p, out, head, p.group),
-                      key_begin_);
+        write_rows<T>(sums, columns, chunk, cols, factor, out,
+                      head_offset(p, out, cell_.head, p.group), cell_.key);
     };
     if (p.grad_key)
       write(x_.dk, plan_.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
-            plan_.dk_partial ? partials_.dk(plan_, p, in_wave_, query_chunk) : nullptr);
+            plan_.dk_partial ? partials_.dk(plan_, p, cell_.in_wave, cell_.query_chunk) : nullptr);
     if (p.grad_value)
       write(x_.dv, plan_.value_columns, p.value_head_size, T(1), p.grad_value,
-            plan_.dv_partial ? partials_.dv(plan_, p, in_wave_, query_chunk) : nullptr);
+            plan_.dv_partial ? partials_.dv(plan_, p, cell_.in_wave, cell_.query_chunk) : nullptr);
   }
 
   const P& problem_;
   const BackwardPlan<T>& plan_;
   BackwardPartials<T> partials_;
   GradientScratch<E, P> x_;
+  Ahead ahead_;
   GradientTile<E, P> tile_;
-  int64_t in_wave_ = 0, in_group_ = 0, key_chunk_ = 0, key_begin_ = 0, key_end_ = 0;
-  bool has_dq_ = false;  // whether dq of the tile of queries holds anything yet
+  Cell cell_;
+  int64_t in_group_ = 0;  // the query head at hand
+  bool has_dq_ = false;   // whether dq of the tile of queries holds anything yet
   T* dbias_ = nullptr;
   double slope_sum_ = 0;
 };
@@ -248,11 +276,10 @@ void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
 
   for (int64_t first = 0; first < heads; first += plan.wave) {
     const int64_t wave = smaller(plan.wave, heads - first);
-    parallel_tasks(wave * cells, size.bytes, [&](int64_t task, void* scratch) {
-      const int64_t in_wave = task / cells, cell = task % cells, head = first + in_wave;
+    parallel_tasks(wave * cells, size.bytes, [&](int64_t task, int64_t next, void* scratch) {
       GradientTask<E, P>(p, plan, partials, rows, scratch)
-          .run(head, in_wave, cell / plan.queries.count, cell % plan.queries.count,
-               slopes.of(head, cell));
+          .run(plan.cell(p, first, task), plan.cell(p, first, next),
+               slopes.of(first + task / cells, task % cells));
     });
     if (plan.dq_partial) reduce_query_gradients(p, plan, partials, first, wave);
     if (plan.dk_partial || plan.dv_partial) reduce_key_gradients(p, plan, partials, first, wave);

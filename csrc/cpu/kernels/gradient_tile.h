@@ -24,8 +24,8 @@ class GradientTile {
 
  public:
   GradientTile(const P& problem, const Cut& cut, RowStatistics<T> rows,
-               const GradientScratch<E, P>& scratch)
-      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(scratch) {}
+               const GradientScratch<E, P>& scratch, Ahead& ahead)
+      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(scratch), ahead_(ahead) {}
 
   // Keys and values of a chunk; `head` is a query head that reads them.
   void load_keys(int64_t head, int64_t begin, int64_t keys) {
@@ -78,7 +78,7 @@ class GradientTile {
     if (has_dropout) dropout_tile(p_, t, x_.z);
 
     if constexpr (kTerms<E> == 1)
-      score_tile<T>(p_, cut_, t, k(row), x_.q_transposed, x_.p, x_.spare);
+      score_tile<T>(p_, cut_, t, k(row), x_.q_transposed, x_.p, x_.spare, &ahead_);
     else
       product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
     if (needs_ds && p_.grad_output) {
@@ -131,7 +131,7 @@ class GradientTile {
                T* out) const {
     tile_product<E, kAccumulate>(t.keys, t.width, elements<E>(depth),
                                  {a.data + row * a.row, a.row, a.depth}, {b, t.width},
-                                 {out, t.width});
+                                 {out, t.width}, &ahead_);
   }
 
   // s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  b'
@@ -204,6 +204,7 @@ class GradientTile {
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
   const GradientScratch<E, P>& x_;
+  Ahead& ahead_;  // what the task will need
   int64_t key_begin_ = 0;
   Broadcast<E> k_{}, v_{}, v_dot_{};
   Rows<const E> q_{}, q_dot_{}, dO_{}, k_right_{}, k_dot_{};

@@ -6,7 +6,6 @@
 // horizontal operations.
 #pragma once
 
-#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -39,11 +38,21 @@ enum class Visibility {
 template <class T>
 void pack_additive(const Operand& x, const Problem& p, const TileRange& t, T* out) {
   const int64_t offset = head_offset(p, x, t.head);
-  read_ahead<T>(x, offset + t.key * x.col_stride, t.query, t.queries, t.keys);
+  read_ahead(x, offset + t.key * x.col_stride, t.query, t.queries, t.keys);
   with_storage<T>(x.dtype, [&](auto storage) {
     using S = decltype(storage);
     transpose_tile<T, S>(at<S>(x, offset, t.query, t.key), t.queries, t.keys, out, t.width);
   });
+}
+
+// What pack_additive will read of a tile.
+TORCH_EXT_INLINE void add_additive(const Problem& p, const TileRange& t, Ahead& ahead) {
+  const auto add = [&](const Operand& x) {
+    if (x)
+      ahead.add(x, head_offset(p, x, t.head) + t.key * x.col_stride, t.query, t.queries, t.keys);
+  };
+  add(p.bias);
+  add(p.mask);
 }
 
 // The number of one head: a slope, a sink; 0 where absent.
@@ -235,10 +244,10 @@ void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<
 
 template <class E, bool kAccumulate = true>
 void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
-                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c,
-                         E* spare) {
+                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
+                         Ahead* ahead) {
   product_of_visible<E>(rows, columns, terms, a, additive, b, c, spare, [&](Rows<const E> finite) {
-    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, finite, c);
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, finite, c, ahead);
   });
 }
 
@@ -246,11 +255,11 @@ void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast
 template <class E, bool kAccumulate = true>
 TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                                    Visibility seen, Broadcast<SumOf<E>> additive, Rows<const E> b,
-                                   Rows<SumOf<E>> c, E* spare) {
+                                   Rows<SumOf<E>> c, E* spare, Ahead* ahead = nullptr) {
   if (seen == Visibility::kAll)
-    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, b, c);
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, b, c, ahead);
   else
-    tile_product_hidden<E, kAccumulate>(rows, columns, terms, a, additive, b, c, spare);
+    tile_product_hidden<E, kAccumulate>(rows, columns, terms, a, additive, b, c, spare, ahead);
 }
 
 }  // namespace

@@ -10,9 +10,11 @@
 // fused multiply-adds that start at 0, whatever the shape of the register block: the bits depend on
 // the operands alone. Chains are added to C as they end, so that long sums have the error of a
 // blocked sum, not of one long chain.
+//
+// Between its blocks a product asks for what the caller says will be needed next (ahead.h).
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/ahead.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -116,7 +118,7 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E
 // One panel of columns, from top to bottom in blocks of block_rows, then 4, 2 and 1 rows.
 template <class E, int kVectors, bool kAccumulate>
 __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<E> a,
-                                              Rows<const E> b, Rows<SumOf<E>> c) {
+                                              Rows<const E> b, Rows<SumOf<E>> c, Ahead* ahead) {
   const auto advance = [&](int64_t n) {
     a.data += n * a.row;
     c.data += n * c.stride;
@@ -124,6 +126,7 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
   };
   constexpr int kBlockRows = block_rows(kVectors);
   while (rows >= kBlockRows) {
+    if (ahead) ahead->fetch();
     multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c);
     advance(kBlockRows);
   }
@@ -141,7 +144,7 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
 // The panels of one chain.
 template <class E, bool kAccumulate>
 void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                    Rows<SumOf<E>> c) {
+                    Rows<SumOf<E>> c, Ahead* ahead) {
   constexpr int kSize = Vec<SumOf<E>>::kSize;
   int64_t vectors = columns / kSize;
   const auto advance = [&](int64_t n) {
@@ -150,30 +153,30 @@ void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a
     vectors -= n;
   };
   while (vectors >= kPanelVectors) {
-    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c);
+    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c, ahead);
     advance(kPanelVectors);
   }
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 3) return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c);
-    if (vectors == 2) return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c);
+    if (vectors == 3) return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c, ahead);
+    if (vectors == 2) return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c, ahead);
   }
-  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c);
+  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c, ahead);
 }
 
 constexpr int64_t kChain = 64;
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of
-// Vec<SumOf<E>>::kSize.
+// Vec<SumOf<E>>::kSize. `ahead`: what is fetched meanwhile.
 template <class E, bool kAccumulate>
 void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                  Rows<SumOf<E>> c) {
+                  Rows<SumOf<E>> c, Ahead* ahead = nullptr) {
   constexpr int64_t kSteps = kChain / kTerms<E>;
   const auto length = [](int64_t left) { return left < kSteps ? left : kSteps; };
-  multiply_chain<E, kAccumulate>(rows, columns, length(depth), a, b, c);
+  multiply_chain<E, kAccumulate>(rows, columns, length(depth), a, b, c, ahead);
   for (int64_t k = kSteps; k < depth; k += kSteps)
     multiply_chain<E, true>(rows, columns, length(depth - k),
                             {a.data + k * a.depth, a.row, a.depth},
-                            {b.data + k * b.stride, b.stride}, c);
+                            {b.data + k * b.stride, b.stride}, c, ahead);
 }
 
 }  // namespace
