@@ -28,6 +28,7 @@ constexpr Rule kRules[] = {
     {"partial_mib", &Choices::partial_mib, 1, 1024, 1},
     {"private_slice", &Choices::private_slice, 0, 1 << 24, 1},
     {"few_queries", &Choices::few_queries, 0, 64, 1},
+    {"few_keys", &Choices::few_keys, 0, 64, 1},
     {"task_rows", &Choices::task_rows, 1, 256, 1},
     // Whole blocks of row_products.h.
     {"row_keys", &Choices::row_keys, 16, 4096, 16},
@@ -62,6 +63,8 @@ Chunks cut(int64_t length, int64_t wanted, int64_t tile, int64_t most) {
   return {size, count, tiles - (size / tile - 1) * count, tile};
 }
 
+bool fills_lanes(const Sizes& s) { return s.head_size >= s.lanes / 4; }
+
 }  // namespace
 
 Choices parse_choices(const char* list) {
@@ -94,13 +97,13 @@ const Choices& choices() {
 }
 
 bool has_few_queries(const Sizes& s, const Choices& numbers) {
-  const bool fills_lanes = s.head_size >= s.lanes / 4;
-  return fills_lanes && s.queries > 0 && s.queries <= numbers.few_queries * s.lanes / 16;
+  return fills_lanes(s) && s.queries > 0 && s.queries <= numbers.few_queries * s.lanes / 16;
 }
 
 Cut choose(const Sizes& s, const Choices& c) {
   Cut result{};
   result.few_queries = has_few_queries(s, c);
+  result.few_keys = !result.few_queries && fills_lanes(s) && s.keys <= c.few_keys;
   result.tile_queries = c.tile_queries;
   result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;

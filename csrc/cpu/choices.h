@@ -39,6 +39,9 @@ struct Choices {
   // values (few_queries.h). The two break even where about half of the lanes of a tile of queries
   // would be in use, for any D, M and group.
   int64_t few_queries = 8;
+  // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
+  // the lanes of so few products.
+  int64_t few_keys = 4;
   // Rows of a task of few queries, unless a single head has more: they share what is read of key
   // and value, but with more of them there are fewer tasks.
   int64_t task_rows = 16;
@@ -80,6 +83,7 @@ struct Chunks {
 // How a problem is cut. Depends on its sizes alone, not on threads or the number of heads.
 struct Cut {
   bool few_queries;      // the path of few_queries.h
+  bool few_keys;         // scores as products of rows, in tiles
   int64_t tile_queries;  // of a tile, less where there are fewer
   int64_t tile_width;    // queries of the widest tile in whole vectors
   int64_t tile_keys;     // of a tile, less where there are fewer
@@ -91,8 +95,8 @@ struct Cut {
   int64_t row_heads;  // query heads in a task of the forward of few queries
   Chunks row_chunks;  // keys in a task of few queries, of whole tiles
 };
-// With a head narrower than a quarter of a vector lanes would be empty either way, and tiles add up
-// the products of a score with fewer roundings.
+// Of few queries or few keys: with a head narrower than a quarter of a vector lanes would be empty
+// either way, and tiles add up the products of a score with fewer roundings.
 bool has_few_queries(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()

@@ -47,6 +47,15 @@ TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   EXPECT_FALSE(choose(sizes(1, 4096), never).few_queries);
 }
 
+TEST(ChoicesTest, FewKeysUnlessQueriesAreFewToo) {
+  EXPECT_TRUE(choose(sizes(100, 1)).few_keys);
+  EXPECT_TRUE(choose(sizes(100, Choices().few_keys)).few_keys);
+  EXPECT_FALSE(choose(sizes(100, Choices().few_keys + 1)).few_keys);
+  EXPECT_FALSE(choose(sizes(1, 1)).few_keys);
+  EXPECT_FALSE(choose(sizes(100, 1, 3)).few_keys);
+  EXPECT_FALSE(choose(sizes(100, 1), parse_choices("few_keys=0")).few_keys);
+}
+
 TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {
   const struct {
     int64_t n, lanes, width;

@@ -38,6 +38,31 @@ TEST_F(ParallelTest, RunsEveryTaskOnce) {
   }
 }
 
+TEST_F(ParallelTest, OneThreadIsToldWhichTaskComesNext) {
+  at::set_num_threads(1);
+  for (const int64_t tasks : {1, 2, 100}) {
+    std::vector<int64_t> order, announced;
+    cpu::parallel_tasks(tasks, 0, [&](int64_t task, int64_t next, void*) {
+      order.push_back(task);
+      announced.push_back(next);
+    });
+    order.push_back(-1);
+    order.erase(order.begin());
+    EXPECT_EQ(order, announced);
+  }
+}
+
+TEST_F(ParallelTest, ThreadsTakeNeighbours) {
+  constexpr int64_t kTasks = 400;
+  at::set_num_threads(4);
+  std::atomic<int64_t> neighbours{0};
+  cpu::parallel_tasks(kTasks, 0, [&](int64_t task, int64_t next, void*) {
+    EXPECT_TRUE(next == -1 || (task < next && next < kTasks)) << task << " " << next;
+    neighbours += next == task + 1;
+  });
+  EXPECT_GE(neighbours, kTasks / 2);
+}
+
 TEST_F(ParallelTest, ScratchIsAlignedPrivateAndPoisoned) {
   at::set_num_threads(3);
   std::atomic<int> misaligned{0}, clean{0}, shared{0};

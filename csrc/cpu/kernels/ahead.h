@@ -55,21 +55,33 @@ TORCH_EXT_INLINE void read_ahead(const Operand& x, int64_t offset, int64_t row, 
 // lines each (tile_product.h), so that memory and arithmetic are at work at the same time.
 class Ahead {
  public:
-  TORCH_EXT_INLINE void clear() { first_ = count_ = 0; }
+  TORCH_EXT_INLINE void clear() { first_ = count_ = at_ = 0; }
 
   // Rows [row, row + rows) of a head, `cols` wide; what does not fit the list is left out.
   TORCH_EXT_INLINE void add(const Operand& x, int64_t offset, int64_t row, int64_t rows,
                             int64_t cols) {
     if (first_ == count_) clear();
     if (count_ == kMost) return;
-    Lines& lines = lines_[count_] = Lines(x, offset, row, rows, cols);
-    if (lines.rows > 0 && lines.bytes > 0) ++count_;
-    if (count_ == first_ + 1) at_ = 0;
+    lines_[count_] = Lines(x, offset, row, rows, cols);
+    if (lines_[count_].rows > 0 && cols > 0) ++count_;
   }
 
   // Asks for the next few lines.
   TORCH_EXT_INLINE void fetch() {
     if (first_ < count_) fetch_lines();
+  }
+
+  // use(address) for the next lines, at most `most` of them.
+  template <class Use>
+  TORCH_EXT_INLINE void take(int most, const Use& use) {
+    while (most > 0 && first_ < count_) {
+      Lines& lines = lines_[first_];
+      for (; most > 0 && at_ < lines.bytes; --most, at_ += 64) use(lines.start + at_);
+      if (at_ < lines.bytes) return;
+      at_ = 0;
+      lines.start += lines.stride;
+      if (--lines.rows == 0) ++first_;
+    }
   }
 
  private:
@@ -78,20 +90,12 @@ class Ahead {
   static constexpr int kAtOnce = 2 * Vec<float>::kSize;
 
   __attribute__((noinline)) void fetch_lines() {
-    for (int left = kAtOnce; left > 0 && first_ < count_;) {
-      Lines& lines = lines_[first_];
-      for (; left > 0 && at_ < lines.bytes; --left, at_ += 64)
-        _mm_prefetch(lines.start + at_, _MM_HINT_T0);
-      if (at_ < lines.bytes) return;
-      at_ = 0;
-      lines.start += lines.stride;
-      if (--lines.rows == 0) ++first_;
-    }
+    take(kAtOnce, [](const char* line) { _mm_prefetch(line, _MM_HINT_T0); });
   }
 
   Lines lines_[kMost];
-  int first_ = 0, count_ = 0;
-  int64_t at_ = 0;  // bytes of the first row that were asked for
+  int64_t first_ = 0, count_ = 0;
+  int64_t at_ = 0;  // bytes of the row at hand that were taken
 };
 
 }  // namespace

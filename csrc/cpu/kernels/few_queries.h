@@ -96,12 +96,12 @@ TORCH_EXT_INLINE int64_t score_spare(const Problem& p, int64_t keys) {
 }
 
 // s^T = k q^T of a tile of scores (keys, width), q being transposed: (D, width). Where the forward
-// took the few queries apart, rounded as it did: weights are exp(s - lse) with its lse. `spare`
-// holds score_spare numbers.
+// took few queries or few keys apart, rounded as it did: weights are exp(s - lse) with its lse.
+// `spare` holds score_spare numbers.
 template <class T>
 void score_tile(const Problem& p, const Cut& cut, const TileRange& t, Rows<const T> k, const T* q,
                 T* out, T* spare, Ahead* ahead = nullptr) {
-  if (!cut.few_queries)
+  if (!cut.few_queries && !cut.few_keys)
     return tile_product<T, false>(t.keys, t.width, p.head_size, {k.data, k.stride, 1}, {q, t.width},
                                   {out, t.width}, ahead);
   T *const row = spare, *const scores = spare + round_up(p.head_size, Vec<T>::kSize);

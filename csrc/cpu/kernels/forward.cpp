@@ -21,7 +21,7 @@ struct ForwardScratch {
   int64_t columns;  // E in whole vectors
   int64_t depth;    // D in elements
   // Of one tile of queries, the first of the task; see tile().
-  E* q;              // (D, width), transposed
+  E* q;              // (D, width), transposed; or spare memory, with few keys
   T* o;              // (width, columns), not yet divided by row_sum
   T* row_max;        // (width) of the scores seen so far, but for kSlack
   T* row_sum;        // (width) of exp(s - row_max)
@@ -44,12 +44,12 @@ struct ForwardScratch {
     columns = round_up(p.value_head_size, Vec<T>::kSize);
     depth = elements<E>(p.head_size);
     const int64_t keys = smaller(p.key_length, cut.tile_keys);
-    q = scratch.take<E>(cut.task_tiles * depth * width);
+    q = scratch.take<E>(cut.task_tiles * round_up(depth, Vec<E>::kSize) * width);
     o = scratch.take<T>(cut.task_tiles * width * columns);
     row_max = scratch.take<T>(cut.task_tiles * width);
     row_sum = scratch.take<T>(cut.task_tiles * width);
     is_started = scratch.take<bool>(cut.task_tiles);
-    scores = scratch.take<T>(keys * width);
+    scores = scratch.take<T>(keys * width + kRowTail);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
     k = scratch.take<E>(keys * elements<E>(round_up(p.head_size, Vec<T>::kSize)));
@@ -64,7 +64,7 @@ struct ForwardScratch {
   // The memory of one tile of queries of the task; its own `width` may be less.
   ForwardScratch tile(int64_t index, int64_t tile_width) const {
     ForwardScratch x = *this;
-    x.q += index * depth * width;
+    x.q += index * round_up(depth, Vec<E>::kSize) * width;
     x.o += index * width * columns;
     x.row_max += index * width;
     x.row_sum += index * width;
@@ -232,9 +232,11 @@ class ForwardTask {
   }
 
   void start(const TileRange& t, const ForwardScratch<E>& x) const {
-    read_ahead(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries, p_.head_size);
-    pack_transposed<E>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
-                       p_.head_size, x.q, x.width);
+    const int64_t offset = head_offset(p_, p_.query, t.head);
+    if (!has_few_keys()) {
+      read_ahead(p_.query, offset, t.query, t.queries, p_.head_size);
+      pack_transposed<E>(p_.query, offset, t.query, t.queries, p_.head_size, x.q, x.width);
+    }
     // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A
     // sink of +inf or NaN makes its rows NaN.
     const T sink = p_.sink ? head_value<T>(p_, p_.sink, t.head) : -kInfinity<T>;
@@ -249,10 +251,30 @@ class ForwardTask {
   void load_keys(const TileRange& t, int64_t keys) {
     if (is_loaded_) return;
     is_loaded_ = true;
-    k_ = pack_left<E>(p_.key, head_offset(p_, p_.key, t.head, p_.group), t.key, keys, p_.head_size,
-                      x_.k);
+    const int64_t offset = head_offset(p_, p_.key, t.head, p_.group);
+    if (has_few_keys()) {
+      const auto k = pack_right<E>(p_.key, offset, t.key, keys, p_.head_size, x_.k);
+      k_ = {k.data, k.stride, 1};
+    } else {
+      k_ = pack_left<E>(p_.key, offset, t.key, keys, p_.head_size, x_.k);
+    }
     v_ = pack_right<E>(p_.value, head_offset(p_, p_.value, t.head, p_.group), t.key, keys,
                        p_.value_head_size, x_.v);
+  }
+
+  bool has_few_keys() const { return kTerms<E> == 1 && cut_.few_keys; }
+
+  // s^T = k q^T
+  void score(const TileRange& t, const ForwardScratch<E>& x) {
+    if constexpr (kTerms<E> == 1) {
+      if (has_few_keys()) {
+        const StoredRows q{p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
+                           p_.head_size};
+        return row_products<T>(t.keys, {k_.data, k_.row}, q, {x.scores, x.width}, x.q);
+      }
+    }
+    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width},
+                           &ahead_);
   }
 
   // `keys`: how many of the tile some tile of queries sees.
@@ -260,9 +282,7 @@ class ForwardTask {
     const Visibility seen = additive_tile<T>(p_, t, x.additive, x.spare);
     if (seen == Visibility::kNone) return;
     load_keys(t, keys);
-    // s^T = k q^T
-    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width},
-                           &ahead_);
+    score(t, x);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
         softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);

@@ -40,7 +40,8 @@ struct GradientScratch {
   TORCH_EXT_INLINE GradientScratch(const P& problem, const BackwardPlan<T>& plan, void* memory) {
     Scratch scratch(memory);
     width = plan.cut.tile_width;
-    const int64_t keys = plan.cut.tile_keys, tile = smaller(problem.key_length, keys) * width;
+    const int64_t keys = plan.cut.tile_keys;
+    const int64_t tile = smaller(problem.key_length, keys) * width + kRowTail;
     const int64_t chunk = smaller(problem.key_length, plan.keys.size);
     q = scratch.take<E>(elements<E>(width) * plan.head_columns);
     q_transposed = scratch.take<E>(elements<E>(problem.head_size) * width);

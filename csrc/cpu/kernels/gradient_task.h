@@ -49,6 +49,7 @@ class GradientTask {
       const int64_t count = smaller(queries, cell.query_end - query);
       return TileRange{cell.head + i / tiles, query, count, round_up(count, Vec<T>::kSize), 0, 0};
     };
+    for (int64_t h = 0; slopes && h < problem_.group; ++h) slopes[h] = 0;
     for (int64_t i = 0; i < problem_.group * tiles; ++i) {
       in_group_ = i / tiles;
       if (i % tiles == 0) start_head();

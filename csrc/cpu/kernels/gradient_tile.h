@@ -35,7 +35,12 @@ class GradientTile {
       k_ = {k_right_.data, k_right_.stride, 1};
     else
       k_ = left(p_.key, head, begin, keys, p_.head_size, x_.k);
-    v_ = left(p_.value, head, begin, keys, p_.value_head_size, x_.v);
+    if (has_few_keys()) {
+      const auto v = right(p_.value, head, p_.group, begin, keys, p_.value_head_size, x_.v);
+      v_ = {v.data, v.stride, 1};
+    } else {
+      v_ = left(p_.value, head, begin, keys, p_.value_head_size, x_.v);
+    }
     if constexpr (kSecondOrder) {
       k_dot_ = right(p_.direction.key, head, p_.group, begin, keys, p_.head_size, x_.k_dot);
       v_dot_ = left(p_.direction.value, head, begin, keys, p_.value_head_size, x_.v_dot);
@@ -45,9 +50,9 @@ class GradientTile {
   // q, do and the row statistics of a tile of queries.
   void load_queries(const TileRange& t) {
     q_ = right(p_.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q);
-    transpose(p_.query, t, p_.head_size, x_.q_transposed);
+    if (!has_few_keys()) transpose(p_.query, t, p_.head_size, x_.q_transposed);
     dO_ = right(p_.grad_output, t.head, 1, t.query, t.queries, p_.value_head_size, x_.dO);
-    transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
+    if (!has_few_keys()) transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
     load_row_statistics(p_, t, x_.lse, x_.residual);
     if constexpr (kSecondOrder) {
       q_dot_ = right(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
@@ -57,7 +62,10 @@ class GradientTile {
       copy_rows(t, rows_.mu(t.head), x_.mu);
       copy_rows(t, rows_.epsilon(t.head), x_.epsilon);
     } else {
-      row_deltas<E>(p_, t, p_.grad_output ? x_.dO_transposed : nullptr, x_.spare_right, x_.delta);
+      if (has_few_keys())
+        few_key_deltas(t);
+      else
+        row_deltas<E>(p_, t, p_.grad_output ? x_.dO_transposed : nullptr, x_.spare_right, x_.delta);
     }
   }
 
@@ -77,12 +85,17 @@ class GradientTile {
     const bool has_dropout = p_.dropout_p > 0;
     if (has_dropout) dropout_tile(p_, t, x_.z);
 
-    if constexpr (kTerms<E> == 1)
+    if (has_few_keys())
+      product_of_rows(t, k_, p_.query, p_.head_size, x_.p);
+    else if constexpr (kTerms<E> == 1)
       score_tile<T>(p_, cut_, t, k(row), x_.q_transposed, x_.p, x_.spare, &ahead_);
     else
       product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
     if (needs_ds && p_.grad_output) {
-      product<false>(t, v_, row, x_.dO_transposed, p_.value_head_size, x_.ds);
+      if (has_few_keys())
+        product_of_rows(t, v_, p_.grad_output, p_.value_head_size, x_.ds);
+      else
+        product<false>(t, v_, row, x_.dO_transposed, p_.value_head_size, x_.ds);
       if (has_dropout) multiply_tile(count, x_.z, x_.ds);
     } else {
       fill_zero(x_.ds, count);
@@ -132,6 +145,30 @@ class GradientTile {
     tile_product<E, kAccumulate>(t.keys, t.width, elements<E>(depth),
                                  {a.data + row * a.row, a.row, a.depth}, {b, t.width},
                                  {out, t.width}, &ahead_);
+  }
+
+  // Whether queries are read as they lie. The second order has more products, which transposition
+  // pays for.
+  bool has_few_keys() const { return kTerms<E> == 1 && !kSecondOrder && cut_.few_keys; }
+
+  // a b^T, `b` being rows of the queries; all keys are in one tile.
+  void product_of_rows(const TileRange& t, Broadcast<E> a, const Operand& b, int64_t depth,
+                       T* out) const {
+    if constexpr (kTerms<E> == 1) {
+      const StoredRows rows{b, head_offset(p_, b, t.head), t.query, t.queries, depth};
+      row_products<T>(t.keys, {a.data, a.row}, rows, {out, t.width}, x_.spare_right);
+    }
+  }
+
+  // delta = rowsum(do o) - dlse, as products of rows like dp.
+  void few_key_deltas(const TileRange& t) const {
+    if constexpr (kTerms<E> == 1 && !kSecondOrder) {
+      const StoredRows o{p_.output, head_offset(p_, p_.output, t.head), t.query, t.queries,
+                         p_.value_head_size};
+      fill_zero(x_.delta, t.width);
+      if (p_.grad_output) products_of_pairs<T>(dO_, o, x_.delta, x_.spare_right);
+      subtract_logsumexp_gradient(p_, t, x_.delta);
+    }
   }
 
   // s'^T = k q'^T + k' q^T,  dp'^T = z (v' do^T),  b'

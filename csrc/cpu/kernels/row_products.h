@@ -218,6 +218,35 @@ void row_products(int64_t rows, Rows<const T> a, const StoredRows& b, Rows<T> ou
   });
 }
 
+// out[i] = a_i b_i, each rounded as row_products does. `a` is zero beyond `cols` up to whole
+// vectors; `out` may be written up to a multiple of 4.
+template <class T>
+void products_of_pairs(Rows<const T> a, const StoredRows& b, T* out, T* buffer) {
+  with_stored_rows(b, buffer, [&](auto stored) {
+    for (int64_t i = 0; i < b.rows; i += 4) {
+      T total[4] = {};
+      for (int64_t d = 0; d < b.cols; d += kSpan) {
+        Vec<T> sum[4][1][1];
+        T part[4];
+        TORCH_EXT_UNROLL
+        for (int r = 0; r < 4; ++r) {
+          const int64_t row = smaller(i + r, b.rows - 1);
+          const decltype(stored.data) other[1] = {stored.data + row * stored.stride};
+          sum[r][0][0] = Vec<T>::fill(0);
+          multiply_lanes<T>(d, smaller(b.cols, d + kSpan), {a.data + row * a.stride, 0}, other,
+                            sum[r]);
+        }
+        sum_lanes({sum[0][0][0], sum[1][0][0], sum[2][0][0], sum[3][0][0]}, part);
+        for (int r = 0; r < 4; ++r) total[r] += part[r];
+      }
+      __builtin_memcpy(out + i, total, sizeof total);
+    }
+  });
+}
+
+// Numbers that a tile of such products may be written beyond its end.
+constexpr int64_t kRowTail = 8;
+
 // C (rows x cols) += W (rows x keys) B
 template <class T, class S>
 void weighted_rows(int64_t rows, int64_t cols, int64_t keys, Rows<const T> w, Rows<const S> b,

@@ -37,6 +37,15 @@ void load_row_statistics(const P& p, const TileRange& t, T* lse, T* residual) {
   }
 }
 
+// delta -= dlse
+template <class T>
+void subtract_logsumexp_gradient(const BackwardProblem& p, const TileRange& t, T* delta) {
+  if (!p.grad_logsumexp) return;
+  const int64_t offset = head_offset(p, p.grad_logsumexp, t.head);
+  for (int64_t i = 0; i < t.queries; ++i)
+    delta[i] -= row_value<T>(p.grad_logsumexp, offset, t.query + i);
+}
+
 // delta = rowsum(do o) - dlse (width), from do and o transposed, in the same chains as dp^T = v
 // do^T: where a row sees one key, o = v and dp - delta is exactly 0. `dO` is null where grad_output
 // is absent; `o` holds a chain of o transposed, (kChain, width), of spare memory.
@@ -59,10 +68,7 @@ void row_deltas(const BackwardProblem& p, const TileRange& t, const E* dO, E* o,
     }
     dO += kSteps * t.width;
   }
-  if (!p.grad_logsumexp) return;
-  const int64_t offset = head_offset(p, p.grad_logsumexp, t.head);
-  for (int64_t i = 0; i < t.queries; ++i)
-    delta[i] -= row_value<SumOf<E>>(p.grad_logsumexp, offset, t.query + i);
+  subtract_logsumexp_gradient(p, t, delta);
 }
 
 // The sink with logit a as a key of its own: its weights exp((a - lse) - residual).
