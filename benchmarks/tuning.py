@@ -83,6 +83,11 @@ _FEW_KEYS = (
     Case("N 4096, M 64", heads=2, queries=4096, keys=64),
     Case("one head, N 4096, M 256", heads=1, queries=4096, keys=256),
 )
+_VERY_FEW_KEYS = tuple(
+    Case(f"N 512, M {m}, D {d}", queries=512, keys=m, head_size=d)
+    for m in (1, 4, 8, 16)
+    for d in (32, 64, 128)
+)
 _MANY_HEADS = Case("160 heads, N 512, M 400", batch=20, queries=512, keys=400)  # 40 MiB of dq
 _BIAS = tuple(
     Case(f"bias, N {n}", heads=4, queries=n, mask="learned bias") for n in (128, 512, 1024)
@@ -99,6 +104,7 @@ TRIALS = (
     Trial("partial_mib", (8, 32, 128), _all(("backward",), _MANY_HEADS)),
     Trial("private_slice", (4096, 65536, 1048576), _all(("backward",), *_BIAS)),
     Trial("few_queries", (0, 2, 4, 8, 12, 16), _all(_BOTH, *_FEW)),
+    Trial("few_keys", (0, 2, 4, 8, 16), _all(_BOTH, *_VERY_FEW_KEYS)),
     Trial("task_rows", (4, 8, 16, 32, 64), _all(("forward",), *_GROUPS)),
     Trial("row_keys", (32, 64, 128, 256, 512), _all(("forward",), *_DECODE)),
     Trial(
