@@ -26,22 +26,24 @@ TORCH_EXT_INLINE uint32_t high_half(uint64_t product) {
 }
 TORCH_EXT_INLINE uint32_t low_half(uint64_t product) { return static_cast<uint32_t>(product); }
 
-template <class Word>
-TORCH_EXT_INLINE PhiloxState<Word> philox(PhiloxState<Word> counter, uint32_t key0, uint32_t key1) {
-#if defined(__CUDA_ARCH__)
-#pragma unroll
-#elif !defined(__CUDACC__)
-#pragma GCC unroll 10
-#endif
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    const auto product0 = wide_product(kPhiloxMultiplier0, counter.word[0]);
-    const auto product1 = wide_product(kPhiloxMultiplier1, counter.word[2]);
-    counter = {{high_half(product1) ^ counter.word[1] ^ key0, low_half(product1),
-                high_half(product0) ^ counter.word[3] ^ key1, low_half(product0)}};
-    key0 += kPhiloxStep0;
-    key1 += kPhiloxStep1;
-  }
-  return counter;
+// Rounds on words a, b, c, d, each a scalar or a vector: what only scalars go into stays one, and
+// what does not change from one counter to the next is left to the compiler to compute once.
+template <int kRounds, class A, class B, class C, class D, class Key>
+TORCH_EXT_INLINE auto philox_rounds(A a, B b, C c, D d, Key key0, Key key1) {
+  const auto product0 = wide_product(kPhiloxMultiplier0, a);
+  const auto product1 = wide_product(kPhiloxMultiplier1, c);
+  const auto next_a = high_half(product1) ^ (b ^ key0);
+  const auto next_c = high_half(product0) ^ (d ^ key1);
+  const auto next_b = low_half(product1), next_d = low_half(product0);
+  if constexpr (kRounds == 1)
+    return PhiloxState<A>{{next_a, next_b, next_c, next_d}};
+  else
+    return philox_rounds<kRounds - 1>(next_a, next_b, next_c, next_d, key0 + kPhiloxStep0,
+                                      key1 + kPhiloxStep1);
+}
+TORCH_EXT_INLINE PhiloxWords philox(const PhiloxWords& counter, uint32_t key0, uint32_t key1) {
+  return philox_rounds<kPhiloxRounds>(counter.word[0], counter.word[1], counter.word[2],
+                                      counter.word[3], key0, key1);
 }
 
 // The counter shared by keys 4 block … 4 block + 3. Positions beyond 32 bits go to the last word.

@@ -32,7 +32,7 @@ TYPED_TEST(DropoutTest, TileIsWhatEachPositionSays) {
     t.query = random.below(1000) + (repeat % 5 == 0 ? int64_t{1} << 33 : 0);
     t.queries = 1 + random.below(test::kTileQueries);
     t.width = round_up(t.queries, Vec<T>::kSize);
-    t.key = 4 * random.below(100);
+    t.key = 4 * random.below(100) + (repeat % 7 == 0 ? (int64_t{1} << 34) - 160 : 0);
     t.keys = 1 + random.below(test::kTileKeys);
     test::FencedMemory memory(test::kTileKeys * test::kTileQueries * sizeof(T));
     T* z = memory.template last<T>(t.keys * t.width);
