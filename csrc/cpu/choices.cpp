@@ -103,7 +103,8 @@ bool has_few_queries(const Sizes& s, const Choices& numbers) {
 Cut choose(const Sizes& s, const Choices& c) {
   Cut result{};
   result.few_queries = has_few_queries(s, c);
-  result.few_keys = !result.few_queries && fills_lanes(s) && s.keys <= c.few_keys;
+  result.few_keys =
+      !result.few_queries && fills_lanes(s) && s.keys <= std::min(c.few_keys, c.tile_keys);
   result.tile_queries = c.tile_queries;
   result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;

@@ -83,7 +83,7 @@ struct Chunks {
 // How a problem is cut. Depends on its sizes alone, not on threads or the number of heads.
 struct Cut {
   bool few_queries;      // the path of few_queries.h
-  bool few_keys;         // scores as products of rows, in tiles
+  bool few_keys;         // one tile of keys, whose scores are products of rows
   int64_t tile_queries;  // of a tile, less where there are fewer
   int64_t tile_width;    // queries of the widest tile in whole vectors
   int64_t tile_keys;     // of a tile, less where there are fewer

@@ -54,6 +54,7 @@ TEST(ChoicesTest, FewKeysUnlessQueriesAreFewToo) {
   EXPECT_FALSE(choose(sizes(1, 1)).few_keys);
   EXPECT_FALSE(choose(sizes(100, 1, 3)).few_keys);
   EXPECT_FALSE(choose(sizes(100, 1), parse_choices("few_keys=0")).few_keys);
+  EXPECT_FALSE(choose(sizes(100, 9), parse_choices("few_keys=64,tile_keys=8")).few_keys);
 }
 
 TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {

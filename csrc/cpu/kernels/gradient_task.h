@@ -219,13 +219,13 @@ class GradientTask {
 
   // out += a b, or = where nothing was added to it yet.
   void sum(bool add, int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a, Visibility seen,
-           Broadcast<T> additive, Rows<const E> b, T* out) const {
+           Broadcast<T> additive, Rows<const E> b, T* out) {
     if (add)
       weighted_sum<E, true>(rows, columns, terms, a, seen, additive, b, {out, columns},
-                            x_.spare_right);
+                            x_.spare_right, &ahead_);
     else
       weighted_sum<E, false>(rows, columns, terms, a, seen, additive, b, {out, columns},
-                             x_.spare_right);
+                             x_.spare_right, &ahead_);
   }
 
   void write_key_gradients() {
