@@ -101,6 +101,15 @@ TRIALS = (
     Trial("chunk_queries", (192, 256, 384, 768), _all(("backward",), *_FEW_KEYS)),
     Trial("most_chunks", (4, 8, 16), _all(("backward",), Case("one head", heads=1, queries=4096))),
     Trial("stream_mib", (1, 16, 1024), _all(("backward",), *_DECODE)),
+    Trial(
+        "kept_keys",
+        (1024, 2048, 4096),
+        _all(
+            ("double backward",),
+            Case("N 2048, D 64", heads=2, queries=2048),
+            Case("one head, N 4096, D 64", heads=1, queries=4096),
+        ),
+    ),
     Trial("partial_mib", (8, 32, 128), _all(("backward",), _MANY_HEADS)),
     Trial("private_slice", (4096, 65536, 1048576), _all(("backward",), *_BIAS)),
     Trial("few_queries", (0, 2, 4, 8, 12, 16), _all(_BOTH, *_FEW)),

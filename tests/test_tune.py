@@ -58,7 +58,7 @@ def test_bad_number_says_what_was_expected() -> None:
     [
         # The smallest of all, and the largest: memory is sized by them.
         "tile_queries=16,tile_keys=8,chunk_keys=8,chunk_queries=8,most_chunks=64,partial_mib=1,"
-        "private_slice=0,task_tiles=1,few_queries=0,few_keys=0",
+        "private_slice=0,task_tiles=1,few_queries=0,few_keys=0,kept_keys=0",
         "tile_queries=1024,tile_keys=1024,most_chunks=1,partial_mib=1024,private_slice=16777216,task_tiles=64,"
         "few_queries=0",
         "few_queries=64,few_keys=64,task_rows=1,row_keys=16,row_chunk_numbers=1,most_row_chunks=1024",

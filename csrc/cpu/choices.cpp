@@ -25,6 +25,7 @@ constexpr Rule kRules[] = {
     {"chunk_keys", &Choices::chunk_keys, 8, 1 << 20, 1},
     {"chunk_queries", &Choices::chunk_queries, 8, 1 << 20, 1},
     {"most_chunks", &Choices::most_chunks, 1, 64, 1},
+    {"kept_keys", &Choices::kept_keys, 0, 1 << 20, 1},
     {"partial_mib", &Choices::partial_mib, 1, 1024, 1},
     {"private_slice", &Choices::private_slice, 0, 1 << 24, 1},
     {"few_queries", &Choices::few_queries, 0, 64, 1},
@@ -100,6 +101,8 @@ bool has_few_queries(const Sizes& s, const Choices& numbers) {
   return fills_lanes(s) && s.queries > 0 && s.queries <= numbers.few_queries * s.lanes / 16;
 }
 
+bool can_keep_rows(const Sizes& s, const Choices& numbers) { return s.keys <= numbers.kept_keys; }
+
 Cut choose(const Sizes& s, const Choices& c) {
   Cut result{};
   result.few_queries = has_few_queries(s, c);
@@ -110,8 +113,8 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.tile_keys = c.tile_keys;
   // Eight tasks of a head or more, for its balance; what is short stays in the caches anyway.
   result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
-  result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, c.most_chunks);
-  // Few keys and many queries: cut the queries instead.
+  result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, s.keeps_rows ? 1 : c.most_chunks);
+  // Few keys and many queries, or whole rows: cut the queries instead.
   const int64_t most_query_chunks = result.key_chunks.count > 1 ? 1 : c.most_chunks;
   result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_query_chunks);
   if (!result.few_queries) return result;

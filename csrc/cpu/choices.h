@@ -29,6 +29,9 @@ struct Choices {
   int64_t chunk_queries = 384;
   // Chunks of a head at most: as many partial gradients are held.
   int64_t most_chunks = 8;
+  // Keys up to which a task of the second order keeps the tiles of whole rows from its first sweep
+  // for its second one, 1 KiB of float for each key: they stay in the level-3 cache.
+  int64_t kept_keys = 2048;
   // MiB of partial sums of the heads computed at the same time, unless a single head needs more.
   int64_t partial_mib = 32;
   // Entries of a full bias gradient that a task may keep to itself, 256 KiB in float; a larger one
@@ -68,6 +71,7 @@ Choices parse_choices(const char* list);
 // Of a problem: N, M, D, E, query heads for each key head, numbers in a vector of sums.
 struct Sizes {
   int64_t queries, keys, head_size, value_head_size, group, lanes;
+  bool keeps_rows = false;  // whether a task of the gradients keeps the tiles of whole rows
 };
 
 // `count` chunks of whole tiles, as even as can be: the first `longest` of `size`, the others a
@@ -98,6 +102,8 @@ struct Cut {
 // Of few queries or few keys: with a head narrower than a quarter of a vector lanes would be empty
 // either way, and tiles add up the products of a score with fewer roundings.
 bool has_few_queries(const Sizes& sizes, const Choices& numbers);
+// Whether the second order can keep the tiles of whole rows.
+bool can_keep_rows(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
 

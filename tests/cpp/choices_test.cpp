@@ -152,6 +152,20 @@ TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {
   }
 }
 
+TEST(ChoicesTest, KeptRowsAreNotCut) {
+  EXPECT_TRUE(can_keep_rows(sizes(9999, Choices().kept_keys), Choices()));
+  EXPECT_FALSE(can_keep_rows(sizes(9999, Choices().kept_keys + 1), Choices()));
+  for (const int64_t n : {5, 5000})
+    for (const int64_t m : {0, 1, 384, 385, 2000}) {
+      Sizes kept = sizes(n, m);
+      kept.keeps_rows = true;
+      const Cut cut = choose(kept);
+      EXPECT_EQ(cut.key_chunks.count, 1);
+      EXPECT_GE(cut.key_chunks.size, m);
+      EXPECT_EQ(cut.query_chunks.count, n == 5 ? 1 : Choices().most_chunks);
+    }
+}
+
 TEST(ChoicesTest, HeadsAtOnceStayWithinTheirMemory) {
   const int64_t most = Choices().partial_mib << 20;
   EXPECT_EQ(heads_at_once(40, 0), 40);

@@ -33,6 +33,7 @@ struct Cell {
 
 template <class T>
 struct BackwardPlan {
+  bool keeps_rows;  // the second order: gradient_tile.h
   Cut cut;
   Chunks keys, queries;
   int64_t head_columns;   // D in whole vectors
@@ -70,8 +71,12 @@ struct BackwardPlan {
     return dq_partial + dk_partial + dv_partial + bias_partial;
   }
 
-  explicit TORCH_EXT_INLINE BackwardPlan(const BackwardProblem& p)
-      : cut(cut_of<T>(p)), keys(cut.key_chunks), queries(cut.query_chunks) {
+  template <class P>
+  explicit TORCH_EXT_INLINE BackwardPlan(const P& p)
+      : keeps_rows(can_keep_rows<T>(p)),
+        cut(cut_of<T>(p, keeps_rows)),
+        keys(cut.key_chunks),
+        queries(cut.query_chunks) {
     const int64_t n = p.query_length, m = p.key_length;
     head_columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);

@@ -41,19 +41,21 @@ template <class T>
 void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
                           BackwardPartials<T> partials, int64_t first, int64_t heads) {
   const int64_t columns = larger(plan.head_columns, plan.value_columns);
-  const int64_t bytes = p.key_length * columns * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(heads, bytes, [&](int64_t in_wave, void* scratch) {
-    const int64_t head = (first + in_wave) * p.group;
+  const int64_t block = plan.cut.tile_keys, tiles = divide_up(p.key_length, block);
+  const int64_t bytes = block * columns * static_cast<int64_t>(sizeof(T));
+  parallel_tasks(heads * tiles, bytes, [&](int64_t task, void* scratch) {
+    const int64_t row = task % tiles * block, in_wave = task / tiles;
+    const int64_t head = (first + in_wave) * p.group, rows = smaller(block, p.key_length - row);
     T* sum = static_cast<T*>(scratch);
     if (plan.dk_partial)
       reduce_rows<T>(partials.dk(plan, p, in_wave, 0), p.key_length * plan.head_columns,
-                     plan.queries.count, p.key_length, plan.head_columns, p.head_size,
+                     plan.queries.count, rows, plan.head_columns, p.head_size,
                      static_cast<T>(p.scale), p.grad_key, head_offset(p, p.grad_key, head, p.group),
-                     0, sum);
+                     row, sum);
     if (plan.dv_partial)
       reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns,
-                     plan.queries.count, p.key_length, plan.value_columns, p.value_head_size, T(1),
-                     p.grad_value, head_offset(p, p.grad_value, head, p.group), 0, sum);
+                     plan.queries.count, rows, plan.value_columns, p.value_head_size, T(1),
+                     p.grad_value, head_offset(p, p.grad_value, head, p.group), row, sum);
   });
 }
 

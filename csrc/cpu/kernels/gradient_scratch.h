@@ -3,6 +3,7 @@
 
 #include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/few_queries.h"
+#include "cpu/kernels/tangent_scratch.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -35,6 +36,7 @@ struct GradientScratch {
   T *center, *mu, *epsilon;     // (width)
   T* s_dot;                     // (keys, width): q' k^T + q k'^T, then the factor of k' and q'
   T *dp_dot, *b_dot;            // (keys, width)
+  void* sweep;                  // of tangent_sweep.h, where it keeps the tiles of whole rows
   int64_t bytes;
 
   TORCH_EXT_INLINE GradientScratch(const P& problem, const BackwardPlan<T>& plan, void* memory) {
@@ -77,6 +79,8 @@ struct GradientScratch {
       s_dot = scratch.take<T>(tile);
       dp_dot = scratch.take<T>(tile);
       b_dot = scratch.take<T>(tile);
+      if (plan.keeps_rows)
+        sweep = scratch.take<char>(TangentScratch<T, P>(problem, plan.cut, true, nullptr).bytes);
     }
     bytes = scratch.used();
   }

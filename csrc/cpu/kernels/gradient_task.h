@@ -31,7 +31,7 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
-        tile_(problem, plan.cut, rows, x_, ahead_) {}
+        tile_(problem, plan, rows, x_, ahead_) {}
 
   // `next`: the cell after this one. `slopes`: where the slope gradients of the cell's query heads
   // go, one for each head.
@@ -83,6 +83,7 @@ class GradientTask {
   // A tile of queries with the keys of the cell that the window shows to it. `after` is the tile
   // that follows, of no queries if this is the last one; `next` the cell that follows then.
   void query_tile(TileRange t, const TileRange& after, const Cell& next) {
+    tile_.sweep(t);
     const KeyRange range = visible_keys(problem_, t.query, t.queries);
     const int64_t key_end = smaller(cell_.key_end, range.end);
     const int64_t keys = plan_.cut.tile_keys;

@@ -7,11 +7,15 @@
 //                ds0 = t ds + t' c s' p (dp - delta),  ds0' = t p (dp - delta)
 // with mu = center + mean(s'_b - center), the slope of softcap t = 1 - u^2, t' = -2 u t / softcap
 // (1 and 0 without it) and the keep mask z of dropout (1 without it).
+//
+// Where rows are kept, the sweep for mu, delta and eps (tangent_sweep.h) goes over the keys of a
+// tile of queries just before, and leaves p, p (s'_b - origin), dp and dp' of all of them. Whoever
+// takes them saves five products and exp.
 #pragma once
 
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/gradient_scratch.h"
-#include "cpu/kernels/row_statistics.h"
+#include "cpu/kernels/tangent_sweep.h"
 #include "cpu/kernels/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -23,9 +27,9 @@ class GradientTile {
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
 
  public:
-  GradientTile(const P& problem, const Cut& cut, RowStatistics<T> rows,
+  GradientTile(const P& problem, const BackwardPlan<T>& plan, RowStatistics<T> rows,
                const GradientScratch<E, P>& scratch, Ahead& ahead)
-      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(scratch), ahead_(ahead) {}
+      : p_(problem), plan_(plan), rows_(rows), rule_(problem), x_(scratch), ahead_(ahead) {}
 
   // Keys and values of a chunk; `head` is a query head that reads them.
   void load_keys(int64_t head, int64_t begin, int64_t keys) {
@@ -47,16 +51,27 @@ class GradientTile {
     }
   }
 
+  // The sweep over the rows of a tile of queries, where they are kept.
+  void sweep(const TileRange& t) {
+    if constexpr (kSecondOrder) {
+      if (!plan_.keeps_rows) return;
+      TangentTask<T, P> task(p_, plan_.cut, rows_, true, x_.sweep);
+      task.run(t);
+      kept_ = task.kept(0);
+      origin_ = task.origin();
+    }
+  }
+
   // q, do and the row statistics of a tile of queries.
   void load_queries(const TileRange& t) {
     q_ = right(p_.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q);
-    if (!has_few_keys()) transpose(p_.query, t, p_.head_size, x_.q_transposed);
+    if (needs_transposed()) transpose(p_.query, t, p_.head_size, x_.q_transposed);
     dO_ = right(p_.grad_output, t.head, 1, t.query, t.queries, p_.value_head_size, x_.dO);
-    if (!has_few_keys()) transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
+    if (needs_transposed()) transpose(p_.grad_output, t, p_.value_head_size, x_.dO_transposed);
     load_row_statistics(p_, t, x_.lse, x_.residual);
     if constexpr (kSecondOrder) {
       q_dot_ = right(p_.direction.query, t.head, 1, t.query, t.queries, p_.head_size, x_.q_dot);
-      transpose(p_.direction.query, t, p_.head_size, x_.q_dot_transposed);
+      if (!plan_.keeps_rows) transpose(p_.direction.query, t, p_.head_size, x_.q_dot_transposed);
       copy_rows(t, rows_.delta(t.head), x_.delta);
       copy_rows(t, rows_.center(t.head), x_.center);
       copy_rows(t, rows_.mu(t.head), x_.mu);
@@ -84,11 +99,16 @@ class GradientTile {
     const bool needs_ds = p_.grad_query || p_.grad_key || p_.grad_bias || p_.grad_slopes;
     const bool has_dropout = p_.dropout_p > 0;
     if (has_dropout) dropout_tile(p_, t, x_.z);
+    if (plan_.keeps_rows) {
+      take_kept(t, seen);
+      if (has_dropout) multiply_tile(count, x_.z, x_.p);
+      return seen;
+    }
 
     if (has_few_keys())
       product_of_rows(t, k_, p_.query, p_.head_size, x_.p);
     else if constexpr (kTerms<E> == 1)
-      score_tile<T>(p_, cut_, t, k(row), x_.q_transposed, x_.p, x_.spare, &ahead_);
+      score_tile<T>(p_, plan_.cut, t, k(row), x_.q_transposed, x_.p, x_.spare, &ahead_);
     else
       product<false>(t, k_, row, x_.q_transposed, p_.head_size, x_.p);
     if (needs_ds && p_.grad_output) {
@@ -149,7 +169,8 @@ class GradientTile {
 
   // Whether queries are read as they lie. The second order has more products, which transposition
   // pays for.
-  bool has_few_keys() const { return kTerms<E> == 1 && !kSecondOrder && cut_.few_keys; }
+  bool has_few_keys() const { return kTerms<E> == 1 && !kSecondOrder && plan_.cut.few_keys; }
+  bool needs_transposed() const { return !has_few_keys() && !plan_.keeps_rows; }
 
   // a b^T, `b` being rows of the queries; all keys are in one tile.
   void product_of_rows(const TileRange& t, Broadcast<E> a, const Operand& b, int64_t depth,
@@ -207,6 +228,20 @@ class GradientTile {
     }
   }
 
+  // ds, ds0' and ds0, where `first` = p (dp - delta) and s0' = c s'.
+  template <bool kAdditive, bool kCapped>
+  TORCH_EXT_INLINE void store_factors(int64_t entry, V additive, V u, V s0_dot, V first,
+                                      V ds) const {
+    const V slope = kCapped ? rule_.cap_slope(u) : V::fill(1);
+    unless_hidden<kAdditive>(additive, ds).store(x_.ds + entry);
+    unless_hidden<kAdditive>(additive, slope * first).store(x_.s_dot + entry);
+    if constexpr (kCapped) {
+      const V bend = V::fill(-2) * u * slope / rule_.cap;
+      unless_hidden<kAdditive>(additive, fma(bend * s0_dot, first, slope * ds))
+          .store(x_.ds0 + entry);
+    }
+  }
+
   template <bool kAdditive, bool kCapped>
   TORCH_EXT_INLINE void second_order_column(int64_t column, int64_t keys) const {
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
@@ -219,30 +254,54 @@ class GradientTile {
       const V p =
           weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
       const V s0_dot = V::load(x_.s_dot + entry) * rule_.scale;
-      const V slope = kCapped ? rule_.cap_slope(u) : V::fill(1);
-      const V s_dot = (kCapped ? slope * s0_dot : s0_dot) + V::load(x_.b_dot + entry);
+      const V s_dot = (kCapped ? rule_.cap_slope(u) * s0_dot : s0_dot) + V::load(x_.b_dot + entry);
       const V apart = (s_dot - center) - mu;
       const V centred = V::load(x_.ds + entry) - delta;
       const V g = fma(apart, centred, V::load(x_.dp_dot + entry));
-      const V first = p * centred, second = p * (g - epsilon);
+      const V first = p * centred, ds = p * (g - epsilon);
       unless_hidden<kAdditive>(additive, p * apart).store(x_.p + entry);
-      unless_hidden<kAdditive>(additive, second).store(x_.ds + entry);
-      unless_hidden<kAdditive>(additive, slope * first).store(x_.s_dot + entry);
-      if constexpr (kCapped) {
-        const V bend = V::fill(-2) * u * slope / rule_.cap;
-        unless_hidden<kAdditive>(additive, fma(bend * s0_dot, first, slope * second))
-            .store(x_.ds0 + entry);
-      }
+      store_factors<kAdditive, kCapped>(entry, additive, u, s0_dot, first, ds);
+    }
+  }
+
+  void take_kept(const TileRange& t, Visibility seen) const {
+    const TangentTiles<T> kept = kept_.tile(t.key / plan_.cut.tile_keys);
+    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
+      for (int64_t i = 0; i < t.width; i += V::kSize)
+        kept_column<additive.value, capped.value>(i, t.keys, kept);
+    });
+  }
+
+  template <bool kAdditive, bool kCapped>
+  TORCH_EXT_INLINE void kept_column(int64_t column, int64_t keys,
+                                    const TangentTiles<T>& kept) const {
+    const V delta = V::load(x_.delta + column), epsilon = V::load(x_.epsilon + column);
+    const V mean =
+        (V::load(x_.center + column) - V::load(origin_ + column)) + V::load(x_.mu + column);
+    const V minus_mean = V::fill(0) - mean;
+    for (int64_t j = 0; j < keys; ++j) {
+      const int64_t entry = j * x_.width + column;
+      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
+      const V p = V::load(kept.p + entry);
+      const V apart = fma(minus_mean, p, V::load(kept.s_dot + entry));
+      const V centred = V::load(kept.dp + entry) - delta;
+      const V ds = fma(apart, centred, p * (V::load(kept.dp_dot + entry) - epsilon));
+      unless_hidden<kAdditive>(additive, apart).store(x_.p + entry);
+      const V u = kCapped ? V::load(kept.u + entry) : V::fill(0);
+      const V s0_dot = kCapped ? V::load(kept.s0_dot + entry) : V::fill(0);
+      store_factors<kAdditive, kCapped>(entry, additive, u, s0_dot, p * centred, ds);
     }
   }
 
   const P& p_;
-  const Cut& cut_;
+  const BackwardPlan<T>& plan_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
   const GradientScratch<E, P>& x_;
   Ahead& ahead_;  // what the task will need
   int64_t key_begin_ = 0;
+  TangentTiles<T> kept_{};  // of the first keys
+  const T* origin_ = nullptr;
   Broadcast<E> k_{}, v_{}, v_dot_{};
   Rows<const E> q_{}, q_dot_{}, dO_{}, k_right_{}, k_dot_{};
 };

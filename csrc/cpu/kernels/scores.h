@@ -191,11 +191,15 @@ TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use
   return use(Bool<false>(), Bool<false>());
 }
 
-// x *= z, a whole tile.
+// out = x z, a whole tile.
+template <class T>
+void multiply_tile(int64_t count, const T* z, const T* x, T* out) {
+  using V = Vec<T>;
+  for (int64_t i = 0; i < count; i += V::kSize) (V::load(x + i) * V::load(z + i)).store(out + i);
+}
 template <class T>
 void multiply_tile(int64_t count, const T* z, T* x) {
-  using V = Vec<T>;
-  for (int64_t i = 0; i < count; i += V::kSize) (V::load(x + i) * V::load(z + i)).store(x + i);
+  multiply_tile<T>(count, z, x, x);
 }
 
 // ---- products whose hidden entries may meet inf or NaN ----

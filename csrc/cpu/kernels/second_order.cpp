@@ -12,9 +12,11 @@ void run_second_order(const SecondOrderProblem& p) {
   const int64_t numbers = p.query_heads() * p.query_length * RowStatistics<T>::kNumbers;
   const Buffer memory(numbers * static_cast<int64_t>(sizeof(T)));
   const RowStatistics<T> rows{static_cast<T*>(memory.data()), p.query_length};
-  tangent_sweep(p, rows);
-  if (p.grad_query || p.grad_key || p.grad_value || p.grad_bias || p.grad_slopes || p.grad_sink)
-    run_gradients<T>(p, rows);
+  const bool has_gradients =
+      p.grad_query || p.grad_key || p.grad_value || p.grad_bias || p.grad_slopes || p.grad_sink;
+  // Else the gradients' own sweep does it.
+  if (!has_gradients || !can_keep_rows<T>(p)) tangent_sweep(p, rows);
+  if (has_gradients) run_gradients<T>(p, rows);
 }
 
 }  // namespace

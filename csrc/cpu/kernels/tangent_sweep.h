@@ -26,8 +26,13 @@ class TangentTask {
   static constexpr int64_t kFewKeys = 8;
 
  public:
-  TangentTask(const P& problem, const Cut& cut, RowStatistics<T> rows, void* memory)
-      : p_(problem), cut_(cut), rows_(rows), rule_(problem), x_(problem, cut, memory) {
+  TangentTask(const P& problem, const Cut& cut, RowStatistics<T> rows, bool keeps, void* memory)
+      : p_(problem),
+        cut_(cut),
+        rows_(rows),
+        rule_(problem),
+        keeps_(keeps),
+        x_(problem, cut, keeps, memory) {
     if constexpr (kSecondOrder)
       has_dp_ =
           problem.grad_output && (problem.grad_query || problem.grad_key || problem.grad_bias ||
@@ -35,6 +40,7 @@ class TangentTask {
   }
 
   void run(TileRange t) {
+    x_.width = t.width;
     const Direction& direction = p_.direction;
     pack_transposed<T>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
                        p_.head_size, x_.q, t.width);
@@ -54,10 +60,16 @@ class TangentTask {
     const int64_t keys = cut_.tile_keys;
     for (t.key = range.begin / keys * keys; t.key < range.end; t.key += keys) {
       t.keys = smaller(keys, range.end - t.key);
+      now_ = kept(t.key);
       tile(t);
     }
     finish(t);
   }
+
+  // After `run`, where tiles are kept: those of the tile of keys that begins at `key`, unless all
+  // of it is hidden, and what was subtracted from s' (width).
+  TangentTiles<T> kept(int64_t key) const { return x_.kept.tile(key / cut_.tile_keys % x_.slots); }
+  const T* origin() const { return x_.origin; }
 
  private:
   Rows<const T> rows_of(const Operand& x, const TileRange& t, int64_t cols, T* buffer) const {
@@ -73,16 +85,16 @@ class TangentTask {
     const int64_t d = p_.head_size, count = t.keys * t.width;
     // s^T = k q^T,  s'^T = k q'^T + k' q^T
     const auto k = rows_of(p_.key, t, d, x_.k);
-    score_tile<T>(p_, cut_, t, k, x_.q, x_.p, x_.spare);
-    if (direction.query) score_product<false>(t, k, x_.q_dot, d, x_.s_dot);
+    score_tile<T>(p_, cut_, t, k, x_.q, now_.p, x_.spare);
+    if (direction.query) score_product<false>(t, k, x_.q_dot, d, now_.s_dot);
     if (direction.key) {
       const auto k_dot = rows_of(direction.key, t, d, x_.k_dot);
       if (direction.query)
-        score_product<true>(t, k_dot, x_.q, d, x_.s_dot);
+        score_product<true>(t, k_dot, x_.q, d, now_.s_dot);
       else
-        score_product<false>(t, k_dot, x_.q, d, x_.s_dot);
+        score_product<false>(t, k_dot, x_.q, d, now_.s_dot);
     }
-    if (!direction.query && !direction.key) fill_zero(x_.s_dot, count);
+    if (!direction.query && !direction.key) fill_zero(now_.s_dot, count);
     direction_tile(p_, direction, t, x_.b_dot);
     if (p_.dropout_p > 0) dropout_tile(p_, t, x_.z);
 
@@ -90,20 +102,27 @@ class TangentTask {
     if (needs_values) v = rows_of(p_.value, t, p_.value_head_size, x_.v);
     if (direction.value && needs_values)
       v_dot = rows_of(direction.value, t, p_.value_head_size, x_.v_dot);
-    if (has_dp_) value_products(t, v, v_dot);
+    if (has_dp_) {
+      value_products(t, v, v_dot);
+    } else if (keeps_) {
+      fill_zero(now_.dp, count);
+      fill_zero(now_.dp_dot, count);
+    }
 
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < t.width; i += Vec<T>::kSize)
         weigh_column<additive.value, capped.value>(i, t.keys);
     });
     if (!p_.output_tangent) return;
+    // o' += (p (s' - origin)) v + p v', both weights times z. What is kept stays as it is.
+    const T *of_v = now_.s_dot, *of_v_dot = now_.p;
     if (p_.dropout_p > 0) {
-      multiply_tile(count, x_.z, x_.p);
-      multiply_tile(count, x_.z, x_.s_dot);
+      multiply_tile(count, x_.z, of_v, x_.b_dot);
+      multiply_tile(count, x_.z, of_v_dot, x_.z);
+      of_v = x_.b_dot, of_v_dot = x_.z;
     }
-    // o' += (p (s' - origin)) v + p v'
-    add_to_output(t, seen, x_.s_dot, v);
-    if (direction.value) add_to_output(t, seen, x_.p, v_dot);
+    add_to_output(t, seen, of_v, v);
+    if (direction.value) add_to_output(t, seen, of_v_dot, v_dot);
   }
 
   template <bool kAccumulate>
@@ -115,14 +134,14 @@ class TangentTask {
   // dp^T = v do^T,  dp'^T = v' do^T
   void value_products(const TileRange& t, Rows<const T> v, Rows<const T> v_dot) {
     const int64_t count = t.keys * t.width;
-    score_product<false>(t, v, x_.dO, p_.value_head_size, x_.dp);
+    score_product<false>(t, v, x_.dO, p_.value_head_size, now_.dp);
     if (v_dot.data)
-      score_product<false>(t, v_dot, x_.dO, p_.value_head_size, x_.dp_dot);
+      score_product<false>(t, v_dot, x_.dO, p_.value_head_size, now_.dp_dot);
     else
-      fill_zero(x_.dp_dot, count);
+      fill_zero(now_.dp_dot, count);
     if (p_.dropout_p == 0) return;
-    multiply_tile(count, x_.z, x_.dp);
-    multiply_tile(count, x_.z, x_.dp_dot);
+    multiply_tile(count, x_.z, now_.dp);
+    multiply_tile(count, x_.z, now_.dp_dot);
   }
 
   void add_to_output(const TileRange& t, Visibility seen, const T* weights, Rows<const T> v) {
@@ -162,18 +181,24 @@ class TangentTask {
         const int64_t entry = j * x_.width + column;
         const V additive = kAdditive ? V::load(x_.additive + entry) : zero;
         const V p =
-            weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
-        V s_dot = V::load(x_.s_dot + entry) * rule_.scale;
-        if constexpr (kCapped) s_dot = s_dot * rule_.cap_slope(u);
+            weight<kAdditive, kCapped>(rule_, V::load(now_.p + entry), additive, lse, residual, &u);
+        V s_dot = V::load(now_.s_dot + entry) * rule_.scale;
+        if constexpr (kCapped) {
+          if (keeps_) {
+            u.store(now_.u + entry);
+            s_dot.store(now_.s0_dot + entry);
+          }
+          s_dot = s_dot * rule_.cap_slope(u);
+        }
         s_dot = unless_hidden<kAdditive>(additive, s_dot + V::load(x_.b_dot + entry));
-        p.store(x_.p + entry);
-        s_dot.store(x_.s_dot + entry);
+        p.store(now_.p + entry);
+        s_dot.store(now_.s_dot + entry);
         few.weight = few.weight + p;
         few.s_dot = few.s_dot + p * s_dot;
         if (!has_dp_) continue;
-        few.dp = few.dp + unless_hidden<kAdditive>(additive, p * V::load(x_.dp + entry));
+        few.dp = few.dp + unless_hidden<kAdditive>(additive, p * V::load(now_.dp + entry));
         few.dp_dot =
-            few.dp_dot + unless_hidden<kAdditive>(additive, p * V::load(x_.dp_dot + entry));
+            few.dp_dot + unless_hidden<kAdditive>(additive, p * V::load(now_.dp_dot + entry));
       }
       tile.weight = tile.weight + few.weight;
       tile.s_dot = tile.s_dot + few.s_dot;
@@ -196,12 +221,12 @@ class TangentTask {
       for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
         const int64_t entry = j * x_.width + column;
         const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
-        const V p = V::load(x_.p + entry), s_dot = V::load(x_.s_dot + entry);
+        const V p = V::load(now_.p + entry), s_dot = V::load(now_.s_dot + entry);
         const V apart = unless_hidden<kAdditive>(additive, p * (s_dot - tile.center));
-        unless_hidden<kAdditive>(additive, p * (s_dot - origin)).store(x_.s_dot + entry);
+        unless_hidden<kAdditive>(additive, p * (s_dot - origin)).store(now_.s_dot + entry);
         sum = sum + apart;
         if (!has_dp_) continue;
-        const V product = apart * (V::load(x_.dp + entry) - mean_dp);
+        const V product = apart * (V::load(now_.dp + entry) - mean_dp);
         covariance = covariance + unless_hidden<kAdditive>(additive, product);
       }
       tile.s_dot = tile.s_dot + sum;
@@ -270,17 +295,19 @@ class TangentTask {
   const Cut& cut_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
+  bool keeps_;  // the tiles of all keys
   TangentScratch<T, P> x_;
-  bool has_dp_ = false;  // whether dp and dp' are wanted
+  TangentTiles<T> now_{};  // of the keys at hand
+  bool has_dp_ = false;    // whether dp and dp' are wanted
 };
 
 // Sweeps over all heads. `rows` receives the row statistics of the second order.
 template <class T, class P>
 void tangent_sweep(const P& p, RowStatistics<T> rows) {
   const Cut cut = cut_of<T>(p);
-  const TangentScratch<T, P> size(p, cut, nullptr);
+  const TangentScratch<T, P> size(p, cut, false, nullptr);
   for_each_query_block(p, cut, 1, size.bytes, [&](const TileRange& t, void* scratch) {
-    TangentTask<T, P>(p, cut, rows, scratch).run(t);
+    TangentTask<T, P>(p, cut, rows, false, scratch).run(t);
   });
 }
 

@@ -41,10 +41,22 @@ TORCH_EXT_INLINE Sizes sizes_of(const Problem& p) {
   return {p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize};
 }
 
+// Whether a task of the gradients keeps the tiles of whole rows: that of the second order may.
+template <class T>
+TORCH_EXT_INLINE bool can_keep_rows(const SecondOrderProblem& p) {
+  return cpu::can_keep_rows(sizes_of<T>(p), choices());
+}
+template <class T>
+TORCH_EXT_INLINE bool can_keep_rows(const BackwardProblem&) {
+  return false;
+}
+
 // How the problem is cut whose sums are of type T.
 template <class T>
-TORCH_EXT_INLINE Cut cut_of(const Problem& p) {
-  return choose(sizes_of<T>(p));
+TORCH_EXT_INLINE Cut cut_of(const Problem& p, bool keeps_rows = false) {
+  Sizes sizes = sizes_of<T>(p);
+  sizes.keeps_rows = keeps_rows;
+  return choose(sizes);
 }
 
 // Calls run(block, scratch) for blocks of `tiles` tiles of queries of all heads, in parallel. Their
