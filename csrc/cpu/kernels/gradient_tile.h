@@ -207,7 +207,7 @@ class GradientTile {
     } else {
       fill_zero(x_.dp_dot, count);
     }
-    direction_tile(p_, direction, t, x_.b_dot);
+    if (adds_to_scores(direction)) direction_tile(p_, direction, t, x_.b_dot);
   }
 
   template <bool kAdditive, bool kCapped>
@@ -247,6 +247,7 @@ class GradientTile {
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
     const V delta = V::load(x_.delta + column), center = V::load(x_.center + column),
             mu = V::load(x_.mu + column), epsilon = V::load(x_.epsilon + column);
+    const bool has_b_dot = adds_to_scores(p_.direction);
     V u = V::fill(0);
     for (int64_t j = 0; j < keys; ++j) {
       const int64_t entry = j * x_.width + column;
@@ -254,7 +255,8 @@ class GradientTile {
       const V p =
           weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
       const V s0_dot = V::load(x_.s_dot + entry) * rule_.scale;
-      const V s_dot = (kCapped ? rule_.cap_slope(u) * s0_dot : s0_dot) + V::load(x_.b_dot + entry);
+      V s_dot = kCapped ? rule_.cap_slope(u) * s0_dot : s0_dot;
+      if (has_b_dot) s_dot = s_dot + V::load(x_.b_dot + entry);
       const V apart = (s_dot - center) - mu;
       const V centred = V::load(x_.ds + entry) - delta;
       const V g = fma(apart, centred, V::load(x_.dp_dot + entry));

@@ -95,7 +95,7 @@ class TangentTask {
         score_product<false>(t, k_dot, x_.q, d, now_.s_dot);
     }
     if (!direction.query && !direction.key) fill_zero(now_.s_dot, count);
-    direction_tile(p_, direction, t, x_.b_dot);
+    if (adds_to_scores(direction)) direction_tile(p_, direction, t, x_.b_dot);
     if (p_.dropout_p > 0) dropout_tile(p_, t, x_.z);
 
     Rows<const T> v{}, v_dot{};
@@ -173,6 +173,7 @@ class TangentTask {
     using V = Vec<T>;
     const V zero = V::fill(0);
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
+    const bool has_b_dot = adds_to_scores(p_.direction);
     V u = zero;
     RowMoments<T> tile = RowMoments<T>::zero();
     for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
@@ -190,12 +191,13 @@ class TangentTask {
           }
           s_dot = s_dot * rule_.cap_slope(u);
         }
-        s_dot = unless_hidden<kAdditive>(additive, s_dot + V::load(x_.b_dot + entry));
+        if (has_b_dot) s_dot = s_dot + V::load(x_.b_dot + entry);
+        s_dot = unless_hidden<kAdditive>(additive, s_dot);
         p.store(now_.p + entry);
         s_dot.store(now_.s_dot + entry);
         few.weight = few.weight + p;
         few.s_dot = few.s_dot + p * s_dot;
-        if (!has_dp_) continue;
+        if (!kSecondOrder || !has_dp_) continue;
         few.dp = few.dp + unless_hidden<kAdditive>(additive, p * V::load(now_.dp + entry));
         few.dp_dot =
             few.dp_dot + unless_hidden<kAdditive>(additive, p * V::load(now_.dp_dot + entry));
@@ -225,7 +227,7 @@ class TangentTask {
         const V apart = unless_hidden<kAdditive>(additive, p * (s_dot - tile.center));
         unless_hidden<kAdditive>(additive, p * (s_dot - origin)).store(now_.s_dot + entry);
         sum = sum + apart;
-        if (!has_dp_) continue;
+        if (!kSecondOrder || !has_dp_) continue;
         const V product = apart * (V::load(now_.dp + entry) - mean_dp);
         covariance = covariance + unless_hidden<kAdditive>(additive, product);
       }

@@ -77,7 +77,11 @@ TORCH_EXT_INLINE Vec<T> sink_weight(T a, const T* lse, const T* residual) {
   return exp((Vec<T>::fill(a) - Vec<T>::load(lse)) - Vec<T>::load(residual));
 }
 
-// What a direction adds to the scores of a tile after softcap: b' - slope' |distance|.
+// What a direction adds to the scores of a tile after softcap: b' - slope' |distance|; 0 unless it
+// has either.
+TORCH_EXT_INLINE bool adds_to_scores(const Direction& direction) {
+  return direction.bias || direction.slopes;
+}
 template <class T>
 void direction_tile(const Problem& p, const Direction& direction, const TileRange& t, T* b_dot) {
   if (direction.bias)
