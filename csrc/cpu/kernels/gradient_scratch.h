@@ -36,7 +36,7 @@ struct GradientScratch {
   T *center, *mu, *epsilon;     // (width)
   T* s_dot;                     // (keys, width): q' k^T + q k'^T, then the factor of k' and q'
   T *dp_dot, *b_dot;            // (keys, width)
-  void* sweep;                  // of tangent_sweep.h, where it keeps the tiles of whole rows
+  void* sweep = nullptr;        // of tangent_sweep.h, where it keeps the tiles of whole rows
   int64_t bytes;
 
   TORCH_EXT_INLINE GradientScratch(const P& problem, const BackwardPlan<T>& plan, void* memory) {

@@ -31,8 +31,8 @@ class TangentTask {
         cut_(cut),
         rows_(rows),
         rule_(problem),
-        keeps_(keeps),
-        x_(problem, cut, keeps, memory) {
+        x_(problem, cut, keeps, memory),
+        keeps_(keeps) {
     if constexpr (kSecondOrder)
       has_dp_ =
           problem.grad_output && (problem.grad_query || problem.grad_key || problem.grad_bias ||
@@ -297,9 +297,9 @@ class TangentTask {
   const Cut& cut_;
   RowStatistics<T> rows_;
   ScoreRule<T> rule_;
-  bool keeps_;  // the tiles of all keys
   TangentScratch<T, P> x_;
   TangentTiles<T> now_{};  // of the keys at hand
+  bool keeps_;             // the tiles of all keys
   bool has_dp_ = false;    // whether dp and dp' are wanted
 };
 
