@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 
 # Before the library is loaded: scratch memory of the kernels is filled with NaN, so that a value
 # that was never written cannot pass for a result.
@@ -11,6 +13,8 @@ os.environ["TORCH_EXT_POISON"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -68,3 +72,14 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of an example, "folder/module", found as when a script of that folder runs."""
+    folder, name = request.param.split("/")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    return module
