@@ -181,21 +181,25 @@ WORK: dict[str, Callable[[Attention, Inputs], Callable[[], object]]] = {
 }
 
 
-def training_steps(context: int) -> tuple[dict[str, Callable[[], float]], str]:
-    """A step of the example's language model on both attentions and on none, from equal weights.
+LAYERS = 4  # of the language model, as train.py has it by default
+
+
+def training_steps(case: Case) -> dict[str, Callable[[], float]]:
+    """Steps of the example's language model on both attentions and on none, from equal weights.
 
     Args:
-        context: bytes in a sequence; 8 sequences, all else as train.py has it by default.
+        case: the attention of one of its LAYERS: as many sequences as batch elements, as many bytes
+            in each as queries.
 
     Returns:
-        The steps by name of attention, and the sizes of their attention as text.
+        The steps by name of attention.
     """
     if str(LANGUAGE_MODEL) not in sys.path:
         sys.path.insert(0, str(LANGUAGE_MODEL))
     model, train = importlib.import_module("model"), importlib.import_module("train")
-    batch, width, heads = 8, 128, 4
+    batch, heads, _, context, _, size, _ = case.sizes
     text = torch.randint(256, (batch, context + 1))
-    build = {"context": context, "width": width, "heads": heads, "layers": 4}
+    build = {"context": context, "width": heads * size, "heads": heads, "layers": LAYERS}
     first = model.LanguageModel(**build)
     steps: dict[str, Callable[[], float]] = {}
 
@@ -212,5 +216,4 @@ def training_steps(context: int) -> tuple[dict[str, Callable[[], float]], str]:
         network.load_state_dict(first.state_dict())
         optimizer = train.make_optimizer(network, betas=(0.9, 0.95), weight_decay=0.1)
         steps[name] = partial(train.update, network, optimizer, text, 1.0)
-    size = width // heads
-    return steps, f"{batch}, {heads}, {context}, {context}, {size}, {size}"
+    return steps
