@@ -18,6 +18,21 @@ namespace torch_ext {
 
 enum class DType : uint8_t { Float64, Float32, BFloat16, Float16, Bool, Int64 };
 
+// Of one element.
+TORCH_EXT_INLINE int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::Float64:
+    case DType::Int64:
+      return 8;
+    case DType::Float32:
+      return 4;
+    case DType::Bool:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 // A window so wide that it hides nothing; sums with positions do not overflow.
 constexpr int64_t kUnlimited = INT64_C(1) << 60;
 

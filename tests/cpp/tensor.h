@@ -122,19 +122,7 @@ class Tensor {
   }
 
  private:
-  int64_t element_size() const {
-    switch (dtype_) {
-      case DType::Float64:
-      case DType::Int64:
-        return 8;
-      case DType::Float32:
-        return 4;
-      case DType::Bool:
-        return 1;
-      default:
-        return 2;
-    }
-  }
+  int64_t element_size() const { return bytes_of(dtype_); }
   int64_t offset(int64_t b, int64_t h, int64_t r, int64_t c) const {
     return b * strides_[0] + h * strides_[1] + r * strides_[2] + c * strides_[3];
   }

@@ -7,20 +7,6 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-TORCH_EXT_INLINE int64_t bytes_of(DType dtype) {
-  switch (dtype) {
-    case DType::Float64:
-    case DType::Int64:
-      return 8;
-    case DType::Float32:
-      return 4;
-    case DType::Bool:
-      return 1;
-    default:
-      return 2;
-  }
-}
-
 // Rows of a head as they lie in memory: `rows` times `bytes`, `stride` bytes apart. What lies
 // without gaps is one long row; there are no rows where the elements of a row are apart.
 struct Lines {

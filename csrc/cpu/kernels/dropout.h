@@ -3,6 +3,7 @@
 
 #include "attention/philox.h"
 #include "cpu/kernels/scores.h"
+#include "cpu/kernels/words.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
