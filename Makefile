@@ -39,7 +39,7 @@ help: ## print this list
 	@echo '  OUT     folder for what make train or make gpu makes (runs/language_model, runs/gpu)'
 	@echo '  PYTHON  interpreter for $(VENV), 3.10 to 3.13 (the first such that is found)'
 	@echo '  CXX     C++ compiler (c++); after another one: make clean'
-	@echo '  JOBS    files to compile at once ($(JOBS))'
+	@echo '  JOBS    files to compile, or tests to run, at once ($(JOBS))'
 	@echo '  WERROR  ON: a warning in the C++ code is an error ($(WERROR))'
 	@echo '  CUDA    kernels for GPUs: ON, OFF, or AUTO, where there is nvcc ($(CUDA))'
 	@echo '  CUDA_ARCHITECTURES  what these are compiled for ($(CUDA_ARCHITECTURES))'
@@ -113,6 +113,9 @@ gpu: ## on a machine with a GPU: build, test and measure with its own Python and
 gpu-docs: $(PACKAGES) ## write the measurements of docs/cuda.md from runs/gpu
 	$(PROGRAM) -m benchmarks.gpu.docs $(ARGS)
 
+# The Python tests run in several processes, each with threads of its own; with ARGS, which mostly name
+# a few tests, in one.
+test: TESTS = $(or $(ARGS),--numprocesses $(JOBS) --maxprocesses 8 --dist worksteal)
 test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@tools/find_googletest.sh $(DEPS)
 	@tools/find_python_headers.sh $(RUN) $(DEPS)
@@ -121,7 +124,7 @@ test: $(PACKAGES) ## run every test, C++ and Python (ARGS go to pytest)
 	@status=0; set -x; \
 		$(BIN)/ctest --test-dir $(BUILD) --parallel $(JOBS) --output-on-failure \
 			--no-tests=error || status=1; \
-		$(WITH_HEADERS) $(RUN) -m pytest $(ARGS) || status=1; \
+		$(WITH_HEADERS) $(RUN) -m pytest $(TESTS) || status=1; \
 		exit $$status
 
 # ---- For contributors --------------------------------------------------------
