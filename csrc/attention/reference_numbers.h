@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -13,6 +14,9 @@ namespace torch_ext::reference {
 using Sum = long double;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// 2^n, a normal number: a product with it is ldexp, in a fraction of the time.
+inline double power_of_two(int n) { return std::bit_cast<double>(int64_t{n + 1023} << 52); }
 
 // The two 16-bit formats: one sign bit, then the exponent, then the fraction.
 struct Format16 {
@@ -29,7 +33,8 @@ struct Format16 {
     const int exponent = static_cast<int>(magnitude >> fraction_bits);
     int64_t fraction = magnitude & ((int64_t{1} << fraction_bits) - 1);
     if (exponent > 0) fraction |= int64_t{1} << fraction_bits;
-    return sign * std::ldexp(fraction, std::max(exponent, 1) - bias() - fraction_bits);
+    return sign * static_cast<double>(fraction) *
+           power_of_two(std::max(exponent, 1) - bias() - fraction_bits);
   }
 
   // Rounds to nearest, ties to even, in one step from double.
@@ -42,7 +47,7 @@ struct Format16 {
     std::frexp(x, &exponent);
     exponent = std::max(exponent - 1, 1 - bias());
     // The leading bit and a carry out of the fraction both add one to the exponent field.
-    const double fraction = std::nearbyint(std::ldexp(std::fabs(x), fraction_bits - exponent));
+    const double fraction = std::nearbyint(std::fabs(x) * power_of_two(fraction_bits - exponent));
     const int64_t code =
         static_cast<int64_t>(fraction) + (int64_t{exponent + bias() - 1} << fraction_bits);
     return static_cast<uint16_t>(sign | std::min(code, infinity()));

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -44,14 +45,17 @@ class Random {
   uint64_t state_;
 };
 
+// 2^n, a normal number; std::ldexp would take most of the time of decode16.
+inline double power_of_two(int n) { return std::bit_cast<double>(int64_t{n + 1023} << 52); }
+
 // The two 16-bit formats, decoded from their definition.
 inline double decode16(uint16_t bits, int exponent_bits) {
   const int fraction_bits = 15 - exponent_bits;
   const int exponent = (bits & 0x7fff) >> fraction_bits;
-  const double fraction = std::ldexp(bits & ((1 << fraction_bits) - 1), -fraction_bits);
+  const double fraction = (bits & ((1 << fraction_bits) - 1)) * power_of_two(-fraction_bits);
   const int bias = (1 << (exponent_bits - 1)) - 1;
-  double x =
-      exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias);
+  double x = exponent == 0 ? fraction * power_of_two(1 - bias)
+                           : (1 + fraction) * power_of_two(exponent - bias);
   if (exponent == (1 << exponent_bits) - 1) x = fraction == 0 ? kInf : kNan;
   return bits & 0x8000 ? -x : x;
 }
