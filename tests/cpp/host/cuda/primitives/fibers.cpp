@@ -40,9 +40,10 @@ std::string to_string(const Location& where) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
 }
 
+// One literal has one address nearly always.
+bool is_same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
 bool is_same(const Location& a, const Location& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && a.column() == b.column() && is_same(a.file_name(), b.file_name());
 }
 
 Order order_of_environment() {
@@ -78,6 +79,7 @@ class Runner {
   Grid grid_{};
   void (*body_)(const void*) = nullptr;
   const void* parameters_ = nullptr;
+  std::shared_ptr<void> hopper_;  // of the block
 
   std::vector<std::unique_ptr<Fiber>> fibers_;
   Context main_;
@@ -116,7 +118,8 @@ void Runner::run(const Grid& grid, void (*body)(const void*), const void* parame
     std::memset(memory, 0xff, bytes);  // NaN in every format
     running = {nullptr,           schedule_.next_block(),
                grid.blocks,       static_cast<unsigned char*>(memory),
-               grid.shared_bytes, nullptr};
+               grid.shared_bytes, &hopper_};
+    hopper_ = nullptr;
     run_block();
   }
 }
@@ -190,7 +193,7 @@ void Runner::meet(Group group, const char* name, const Location& where, void* op
   if (meeting.arrived == 0) {
     meeting.name = name;
     meeting.where = where;
-  } else if (!is_same(where, meeting.where) || std::strcmp(name, meeting.name) != 0) {
+  } else if (!is_same(where, meeting.where) || !is_same(name, meeting.name)) {
     throw std::runtime_error(here() + " is at " + name + " (" + to_string(where) +
                              ") when others of its " + (of_warp ? "warp" : "block") +
                              " wait elsewhere" + states());

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <memory>
 #include <source_location>
+#include <type_traits>
 #include <vector>
 
 namespace torch_ext::cuda::host {
@@ -77,8 +78,10 @@ struct Running {
   int64_t block = 0, blocks = 0;
   unsigned char* shared = nullptr;
   int64_t shared_bytes = 0;
-  std::shared_ptr<void> hopper;  // the block's state in hopper_block.h
+  std::shared_ptr<void>* hopper = nullptr;  // the block's state in hopper_block.h
 };
+// Read at every step: with a destructor every access would first ask whether it is registered.
+static_assert(std::is_trivially_destructible_v<Running>);
 inline constinit thread_local Running running;
 
 // Waits for the other threads of the warp or the block, which must come from the same place. The

@@ -68,8 +68,9 @@ struct HopperBlock {
 };
 
 inline HopperBlock& hopper_block() {
-  if (running.hopper == nullptr) running.hopper = std::make_shared<HopperBlock>();
-  return *static_cast<HopperBlock*>(running.hopper.get());
+  std::shared_ptr<void>& block = *running.hopper;
+  if (block == nullptr) block = std::make_shared<HopperBlock>();
+  return *static_cast<HopperBlock*>(block.get());
 }
 
 }  // namespace torch_ext::cuda::host
