@@ -8,12 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 LAYOUTS = ("contiguous", "heads inside", "strided")
 MASKS = ("none", "bool", "bias", "learned bias")
+
+
+class Operator(NamedTuple):
+    """What an operator cannot do without.
+
+    For each visible pair of a query and a key: products of D and of E numbers, and one exponential.
+    Once: to read or write so many tensors like the inputs and so many like the output.
+    """
+
+    head_size: int
+    value_head_size: int
+    inputs: int
+    outputs: int
+
+
+# With s = q k^T, dp = do v^T, a weight p, a gradient of scores ds and tangents marked by a prime:
+FORWARD = Operator(1, 1, 1, 1)  # s; p v
+BACKWARD = Operator(3, 2, 2, 2)  # s, ds k, ds^T q; dp, p^T do
+TANGENT = Operator(3, 2, 2, 2)  # s, q' k^T, q k'^T; p' v, p v'
+SECOND_ORDER = Operator(
+    7, 3, 3, 1
+)  # s, s' in two; ds' k, ds k', ds'^T q, ds^T q'; dp, dp', p'^T do
+
+# By work.WORK; autograd calls them one after another.
+OPERATORS = {
+    "forward": (FORWARD,),
+    "backward": (BACKWARD,),
+    "forward + backward": (FORWARD, BACKWARD),
+    "double backward": (FORWARD, BACKWARD, SECOND_ORDER),
+    "jvp": (FORWARD, TANGENT),
+    "Hessian-vector product": (FORWARD, TANGENT, BACKWARD, SECOND_ORDER),
+}
 
 
 @dataclass(frozen=True)
@@ -100,24 +133,41 @@ class Case:
             return torch.randn(b, h, length, 2 * size, dtype=dtype)[..., ::2]
         return torch.randn(b, h, length, size, dtype=dtype)
 
-    def flop(self, work: str) -> float:
-        """Operations in products of visible pairs; 0 for what has no agreed count.
-
-        Forward q k^T and p v; backward q k^T, do v^T, p^T do, ds k and ds^T q.
-        """
-        b, h, _, n, m, d, e = self.sizes
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that it sees, of one head; a mask may hide some of them."""
+        _, _, _, n, m, _, _ = self.sizes
         seen = min(n, m)  # rows of the causal triangle
-        pairs = seen * (seen + 1) // 2 + (n - seen) * m if self.causal else n * m
-        forward, backward = 2 * (d + e), 2 * (3 * d + 2 * e)
-        each = {"forward": forward, "backward": backward, "forward + backward": forward + backward}
-        return float(b * h * pairs * each.get(work, 0))
+        return seen * (seen + 1) // 2 + (n - seen) * m if self.causal else n * m
+
+    def flop(self, work: str) -> float:
+        """Operations in the products of visible pairs; 0 for work of other operators."""
+        b, h, _, _, _, d, e = self.sizes
+        products = sum(x.head_size * d + x.value_head_size * e for x in OPERATORS.get(work, ()))
+        return 2.0 * b * h * self.pairs * products
+
+    def exponentials(self, work: str) -> float:
+        """One for each visible pair in every operator, as none keeps weights for another."""
+        return float(self.batch * self.heads * self.pairs * len(OPERATORS[work]))
 
     def bytes_moved(self, work: str) -> float:
-        """Bytes of query, key, value and output; for the backward also of their gradients."""
+        """Bytes of what the operators read and write, each tensor once in every operator."""
+        return sum(self._bytes_moved_by(operator) for operator in OPERATORS[work])
+
+    def bytes_held(self, work: str) -> float:
+        """Bytes of the tensors of the operator with most of them; others have part of these."""
+        return max(self._bytes_moved_by(operator) for operator in OPERATORS[work])
+
+    def _bytes_moved_by(self, operator: Operator) -> float:
         b, h, h_kv, n, m, d, e = self.sizes
-        numbers = (b * h * n + b * h_kv * m) * (d + e)
-        passes = {"forward": 1, "backward": 2, "forward + backward": 3}.get(work, 0)
-        return float(passes * numbers * getattr(torch, self.dtype).itemsize)
+        size = getattr(torch, self.dtype).itemsize
+        inputs = size * b * (h * n * d + h_kv * m * (d + e))
+        once = self.pairs if self.mask == "bool" else 0
+        if self.mask == "bias":
+            once = size * h * self.pairs
+        if self.mask == "learned bias":
+            inputs += size * h * self.pairs
+        return float(operator.inputs * inputs + operator.outputs * size * b * h * n * e + once)
 
 
 def _both(forward: float, backward: float, peak: float | None = None) -> dict[str, Target]:

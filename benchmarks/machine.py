@@ -16,6 +16,7 @@ import torch_ext
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 BUILD = Path(__file__).parents[1] / "build"
+LARGE = 2**28  # bytes that no cache holds
 LARGEST_SHARE = 0.05  # of the processor for other programs; with more, times mean little
 COMPILE = ("-std=c++20", "-O3", "-ffp-contract=fast", "-pthread", "-shared", "-fPIC")
 
@@ -68,7 +69,7 @@ class Peak:
     """What can be measured, and the most that was, by kind of number and count of threads."""
 
     library: ctypes.CDLL
-    best: dict[tuple[str, int], float]  # operations or, for "memory", bytes per second
+    best: dict[tuple[str, int], float]  # a second; also of "exp float32", and bytes of "memory"
 
     @classmethod
     def load(cls) -> Peak:
@@ -90,15 +91,29 @@ class Peak:
             kind, threads, max(function(threads, ctypes.c_long(500_000)) for _ in range(12))
         )
 
-    def bytes_per_second(self, threads: int) -> float:
-        """Of reading 256 MiB, which no cache holds."""
-        data = torch.ones(2**26)
+    def exponentials_per_second(self, dtype: str, threads: int) -> float:
+        """By the time that they add to that of multiply-adds; measured once, in about 100 ms.
+
+        They are polynomials of multiply-adds, which need the same units; all other operations of
+        theirs may hide. 16 bits count as float32, where weights are calculated.
+        """
+        kind = "float64" if dtype == "float64" else "float32"
+        if (f"exp {kind}", threads) not in self.best:
+            function = getattr(self.library, f"{kind}_exponentials_per_second")
+            function.restype = ctypes.c_double
+            time.sleep(0.01)
+            self._keep(f"exp {kind}", threads, function(threads, ctypes.c_long(20_000)))
+        return self.best[f"exp {kind}", threads]
+
+    def bytes_per_second(self, threads: int, size: float = LARGE) -> float:
+        """Of reading `size` bytes again and again, by default so many that no cache holds them."""
+        size = max(int(size), 2**20)
+        data = torch.ones(size // 4)
         function = self.library.bytes_per_second
         function.restype = ctypes.c_double
-        address, size = ctypes.c_void_p(data.data_ptr()), ctypes.c_long(2**28)
-        return self._keep(
-            "memory", threads, max(function(address, size, threads) for _ in range(10))
-        )
+        address, rounds = ctypes.c_void_p(data.data_ptr()), ctypes.c_long(-(-(LARGE // 4) // size))
+        found = max(function(address, ctypes.c_long(size), threads, rounds) for _ in range(10))
+        return self._keep("memory", threads, found) if size == LARGE else found
 
     def _keep(self, kind: str, threads: int, now: float) -> float:
         self.best[kind, threads] = max(now, self.best.get((kind, threads), 0.0))

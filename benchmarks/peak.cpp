@@ -1,11 +1,16 @@
-// What the processor can give at most: multiply-adds from registers, and bytes read from memory.
+// What the processor can give at most: multiply-adds from registers, exponentials among them, and
+// bytes read from memory.
 //
 // machine.py compiles this file for the instruction set whose kernels run and calls it from Python;
 // the benchmarks' shares are shares of these numbers.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <cstdint>
 #include <latch>
+#include <limits>
+#include <numbers>
 #include <thread>
 #include <vector>
 #ifdef __AVX512BF16__
@@ -85,6 +90,93 @@ double dot_product(long rounds, volatile double* sink) {
 }
 #endif
 
+// 2^r = c_0 + c_1 r + ..., as Taylor has it: only the time counts.
+template <typename T, int degree>
+constexpr std::array<T, degree + 1> coefficients() {
+  std::array<T, degree + 1> found = {T(1)};
+  for (int k = 1; k <= degree; ++k) found[k] = found[k - 1] * T(std::numbers::ln2) / T(k);
+  return found;
+}
+
+template <typename T>
+struct Exponential;  // the lowest degree that can give an error of 1 ulp, |r| <= 1/2
+
+template <>
+struct Exponential<float> {
+  using Integer = int32_t;
+  static constexpr int kFraction = 23;  // bits
+  static constexpr auto kCoefficients = coefficients<float, 6>();
+};
+
+template <>
+struct Exponential<double> {
+  using Integer = int64_t;
+  static constexpr int kFraction = 52;
+  static constexpr auto kCoefficients = coefficients<double, 11>();
+};
+
+constexpr int kScores = 256;             // stay in the first cache
+constexpr int kBeside = kRegisters / 2;  // multiply-adds to each vector of exponentials
+
+// The sum of exp(x - largest) over kScores scores, in each round anew: 2^n 2^r with n + r = t =
+// (x - largest) log2(e), n = round(t). These are the fewest operations known; a kernel also has to
+// bound n. Multiply-adds stand beside them because those of the polynomial need the same units,
+// whereas sums and shifts may find others, and then cost nothing.
+template <typename T>
+double sum_of_exponentials(const T* x, T largest, long rounds, volatile double* sink) {
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  typedef typename Exponential<T>::Integer Bits __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T))));
+  constexpr int kLanes = kVectorBytes / sizeof(T);
+  constexpr int kFraction = Exponential<T>::kFraction;
+  constexpr auto kCoefficients = Exponential<T>::kCoefficients;
+  constexpr T kShifter = T(3LL << (kFraction - 1)), kSlope = T(std::numbers::log2e);
+  const Vector slope = Vector{} + kSlope, start = Vector{} - largest * kSlope;
+  Vector sums[kBeside], half = Vector{} + T(0.5), sum = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kBeside; ++i) sums[i] = Vector{} + T(2 + i);  // 1 would stay 1
+  for (long round = 0; round < rounds; ++round) {
+    asm volatile("" ::: "memory");  // as if the scores were others
+    for (int j = 0; j < kScores; j += kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kBeside; ++i) sums[i] = sums[i] * half + half;
+      const Vector t = *reinterpret_cast<const Unaligned*>(x + j) * slope + start;
+      const Vector shifted = t + kShifter, r = t - (shifted - kShifter);
+      Vector p = Vector{} + kCoefficients.back();
+#pragma GCC unroll 16
+      for (int k = kCoefficients.size() - 2; k >= 0; --k) p = p * r + kCoefficients[k];
+      sum += (Vector)((Bits)p + ((Bits)shifted << kFraction));
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kBeside; ++i) half += sums[i];
+  *sink = static_cast<double>(half[0]);
+  double total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
+// Exponentials by the time that they add to that of the multiply-adds beside them.
+template <typename T>
+double exponentials_per_second(int threads, long rounds) {
+  T x[kScores];
+  for (int j = 0; j < kScores; ++j) x[j] = T(-j) / 16;
+  constexpr int kLanes = kVectorBytes / sizeof(T);
+  const long together = rounds * (kScores / kLanes) * kBeside;
+  double with = std::numeric_limits<double>::infinity(), without = with;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    with = std::min(with, seconds_of(threads, [&](int) {
+                      volatile double sink;
+                      sink = sum_of_exponentials(x, T(0), rounds, &sink);
+                    }));
+    without = std::min(without, seconds_of(threads, [&](int) {
+                         volatile double sink;
+                         multiply_add<T>(together / kSums, &sink);
+                       }));
+  }
+  return static_cast<double>(threads) * rounds * kScores / (with - without);
+}
+
 using Loop = double (*)(long, volatile double*);
 
 double flop_per_second(Loop loop, int threads, long rounds) {
@@ -116,24 +208,46 @@ double bfloat16_flop_per_second(int threads, long rounds) {
 }
 #endif
 
-// Each thread reads its part of the `bytes` at data once.
-double bytes_per_second(const char* data, long bytes, int threads) {
+double float32_exponentials_per_second(int threads, long rounds) {
+  return exponentials_per_second<float>(threads, rounds);
+}
+
+double float64_exponentials_per_second(int threads, long rounds) {
+  return exponentials_per_second<double>(threads, rounds);
+}
+
+// Of the 256 scores at x, summed up `rounds` times.
+double float32_sum_of_exponentials(const float* x, float largest, long rounds) {
+  volatile double sink;
+  return sum_of_exponentials(x, largest, rounds, &sink);
+}
+
+double float64_sum_of_exponentials(const double* x, double largest, long rounds) {
+  volatile double sink;
+  return sum_of_exponentials(x, largest, rounds, &sink);
+}
+
+// Each thread reads its part of the `bytes` at data, `rounds` times.
+double bytes_per_second(const char* data, long bytes, int threads, long rounds) {
   typedef long Vector __attribute__((vector_size(kVectorBytes), aligned(8)));
   constexpr int kAtOnce = 8;
   const long step = kAtOnce * static_cast<long>(sizeof(Vector));
   const long steps = bytes / step / threads;
   const double seconds = seconds_of(threads, [&](int i) {
-    const auto* part = reinterpret_cast<const Vector*>(data + i * steps * step);
     Vector sums[kAtOnce] = {};
-    for (long s = 0; s < steps; ++s, part += kAtOnce) {
+    for (long round = 0; round < rounds; ++round) {
+      const auto* part = reinterpret_cast<const Vector*>(data + i * steps * step);
+      asm volatile("" ::: "memory");
+      for (long s = 0; s < steps; ++s, part += kAtOnce) {
 #pragma GCC unroll 8
-      for (int k = 0; k < kAtOnce; ++k) sums[k] ^= part[k];
+        for (int k = 0; k < kAtOnce; ++k) sums[k] ^= part[k];
+      }
     }
     for (int k = 1; k < kAtOnce; ++k) sums[0] ^= sums[k];
     volatile long sink = sums[0][0];
     (void)sink;
   });
-  return static_cast<double>(steps * step * threads) / seconds;
+  return static_cast<double>(rounds * steps * step * threads) / seconds;
 }
 
 }  // extern "C"

@@ -106,6 +106,10 @@ def machine_rows(settings: Settings) -> list[Row]:
             settings.peak.flop_per_second(kind, threads)
             speed = settings.peak.best[kind, threads]
             rows[f"multiply-adds {kind}, threads {threads}"] = f"{speed / 1e9:.0f} GFLOP/s"
+    for kind in ("float32", "float64"):
+        for threads in counts:
+            speed = settings.peak.exponentials_per_second(kind, threads)
+            rows[f"exponentials {kind}, threads {threads}"] = f"{speed / 1e9:.1f} G/s"
     for threads in counts:
         settings.peak.bytes_per_second(threads)
         speed = settings.peak.best["memory", threads]

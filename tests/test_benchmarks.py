@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,7 +88,33 @@ def test_flop_counts_visible_pairs(causal: bool) -> None:
     pairs = 6 * visible.sum().item()
     assert case.flop("forward") == pairs * 2 * (4 + 6)
     assert case.flop("backward") == pairs * 2 * (3 * 4 + 2 * 6)
-    assert case.flop("jvp") == 0
+    assert case.flop("jvp") == pairs * 2 * ((4 + 6) + (3 * 4 + 2 * 6))
+    assert case.flop("no such work") == 0
+    assert case.exponentials("forward") == pairs
+    assert case.exponentials("Hessian-vector product") == 4 * pairs
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "bias", "learned bias"])
+def test_bytes_are_those_of_inputs_and_results(mask: str) -> None:
+    sizes = {"heads": 4, "key_heads": 2, "queries": 7, "keys": 5, "head_size": 4}
+    case = Case("", "float64", **sizes, value_head_size=6, mask=mask)
+    inputs = case.inputs()
+    given = [inputs.query, inputs.key, inputs.value, inputs.mask, inputs.bias]
+    read = sum(x.nbytes for x in given if x is not None)
+    gradients = sum(x.nbytes for x in inputs.differentiable())
+    output = inputs.grad_output.nbytes
+    assert case.bytes_moved("forward") == case.bytes_held("forward") == read + output
+    assert case.bytes_moved("backward") == read + gradients + 2 * output
+    assert case.bytes_held("forward + backward") == case.bytes_moved("backward")
+    assert case.bytes_moved("forward + backward") == 2 * read + gradients + 3 * output
+
+
+def test_limit_is_set_by_arithmetic_or_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SMALL.peak.best, ("exp float32", SMALL.threads), 3.0)
+    case = Case("", "float16", heads=1, queries=6, keys=5, head_size=8)
+    flop, size = 2.0 * 30 * (8 + 8), 2.0 * (2 * 6 * 8 + 2 * 5 * 8)
+    assert suite.least_seconds(case, "forward", SMALL, (2.0, 1e9)) == flop / 2 + 30 / 3
+    assert suite.least_seconds(case, "forward", SMALL, (1e9, 4.0)) == size / 4
 
 
 @pytest.mark.parametrize("work", WORK)
@@ -97,9 +125,11 @@ def test_tiny_case_is_measured(work: str) -> None:
     row = suite.case_row(case, work, SMALL)
     assert row["reached"] == "yes"
     assert float(row["ms"]) > 0
-    measured = [row[name] for name in ("ratio to SDPA", "ratio to math") if row[name]]
-    assert measured and all(math.isfinite(float(ratio)) for ratio in measured)
-    assert bool(row["GFLOP/s"]) == bool(row["ratio to SDPA"]) == first_order
+    measured = [float(row[name]) for name in ("ratio to SDPA", "ratio to math") if row[name]]
+    assert measured and all(math.isfinite(ratio) for ratio in measured)
+    assert bool(row["ratio to SDPA"]) == first_order
+    assert measured[0] < float(row["limit"]) < math.inf
+    assert float(row["GFLOP/s"]) > 0 and 0 < float(row["share of peak"][:-1]) < 100
 
 
 @pytest.mark.parametrize(
@@ -128,7 +158,29 @@ def test_peak_is_measured() -> None:
     assert {"float32", "float64"} <= set(peak.kinds())
     for kind in peak.kinds():
         assert 1e9 < peak.flop_per_second(kind, 1) <= peak.best[kind, 1] < 1e13
-    assert 1e8 < peak.bytes_per_second(2) < 1e13
+    assert 1e8 < peak.bytes_per_second(2) <= peak.best["memory", 2] < 1e13
+    assert peak.bytes_per_second(1, 2**20) > peak.bytes_per_second(1)  # from a cache
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_exponentials_are_measured(kind: str) -> None:
+    peak = Peak.load()
+    multiply_adds = peak.flop_per_second(kind, 1) / 2
+    # Each takes 7 of them, in double 12, and more where sums and shifts need the same units.
+    assert 4 < multiply_adds / peak.exponentials_per_second(kind, 1) < 100
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
+def test_measured_loop_sums_up_exponentials(kind: str, tolerance: float) -> None:
+    scores = np.random.default_rng(0).uniform(-17, 3, 256).astype(kind)
+    sum_up = getattr(machine.build_peak(), f"{kind}_sum_of_exponentials")
+    sum_up.restype = ctypes.c_double
+    number = ctypes.c_float if kind == "float32" else ctypes.c_double
+    address = ctypes.c_void_p(scores.ctypes.data)
+    expected = np.exp(scores.astype(np.float64) - 3).sum()
+    for rounds in (1, 5):
+        found = sum_up(address, number(3), ctypes.c_long(rounds))
+        assert found == pytest.approx(rounds * expected, rel=tolerance)
 
 
 def test_other_libraries_give_our_result_where_they_are_installed() -> None:
