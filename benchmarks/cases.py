@@ -134,6 +134,11 @@ class Case:
         return torch.randn(b, h, length, size, dtype=dtype)
 
     @property
+    def has_one_query(self) -> bool:
+        """So that little is done with each key."""
+        return self.queries == 1
+
+    @property
     def pairs(self) -> int:
         """Pairs of a query and a key that it sees, of one head; a mask may hide some of them."""
         _, _, _, n, m, _, _ = self.sizes

@@ -9,10 +9,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import torch_ext
+from benchmarks.cases import Case
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 BUILD = Path(__file__).parents[1] / "build"
@@ -62,6 +64,15 @@ def build_peak() -> ctypes.CDLL:
                 raise RuntimeError(f"cannot compile {SOURCE}: {error.stderr}") from error
             new.replace(library)
     return ctypes.CDLL(str(library))
+
+
+class Speeds(NamedTuple):
+    """What the processor does in a second around a measurement, at most."""
+
+    flop: float  # in multiply-adds of the case's dtype
+    exponentials: float
+    memory: float  # bytes read that no cache holds; 0 where nobody asks
+    tensors: float  # bytes read of as many as the case has, which caches may hold
 
 
 @dataclass
@@ -115,9 +126,28 @@ class Peak:
         found = max(function(address, ctypes.c_long(size), threads, rounds) for _ in range(10))
         return self._keep("memory", threads, found) if size == LARGE else found
 
+    def speeds(self, case: Case, work: str, threads: int) -> Speeds:
+        """At this moment."""
+        return Speeds(
+            self.flop_per_second(case.dtype, threads),
+            self.exponentials_per_second(case.dtype, threads),
+            self.bytes_per_second(threads) if case.has_one_query else 0.0,
+            self.bytes_per_second(threads, case.bytes_held(work)),
+        )
+
     def _keep(self, kind: str, threads: int, now: float) -> float:
         self.best[kind, threads] = max(now, self.best.get((kind, threads), 0.0))
         return now
+
+
+def least_seconds(case: Case, work: str, best: Speeds) -> float:
+    """Of a program that only does what the operators cannot do without.
+
+    Multiply-adds and exponentials, which take turns on the same units, or bytes, whichever takes
+    longer. Dropout's random numbers are not counted.
+    """
+    arithmetic = case.flop(work) / best.flop + case.exponentials(work) / best.exponentials
+    return max(arithmetic, case.bytes_moved(work) / best.tensors)
 
 
 @dataclass

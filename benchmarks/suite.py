@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import torch_ext
 from benchmarks.cases import CASES, Case, Target
-from benchmarks.machine import Peak
+from benchmarks.machine import Peak, Speeds, least_seconds
 from benchmarks.measure import fastest
 from benchmarks.work import ATTENTIONS, LAYERS, WORK, training_steps
 
@@ -63,26 +63,6 @@ def is_reached(target: Target, ratios: dict[str, float], share: float) -> bool:
     return all(aim is None or value >= aim for aim, value in aims)
 
 
-def speeds(case: Case, work: str, settings: Settings) -> tuple[float, float]:
-    """Multiply-adds, and bytes read where the case has its own, a second, at this moment."""
-    return (
-        settings.peak.flop_per_second(case.dtype, settings.threads),
-        settings.peak.bytes_per_second(settings.threads, case.bytes_held(work)),
-    )
-
-
-def least_seconds(case: Case, work: str, settings: Settings, best: tuple[float, float]) -> float:
-    """Of a program that only does what it has to: what its operators cannot do without.
-
-    Its multiply-adds and exponentials, which use the same units one after another, or its bytes,
-    whichever takes longer at the speeds measured. Dropout's random numbers are not counted.
-    """
-    exp_per_second = settings.peak.exponentials_per_second(case.dtype, settings.threads)
-    flop_per_second, bytes_per_second = best
-    arithmetic = case.flop(work) / flop_per_second + case.exponentials(work) / exp_per_second
-    return max(arithmetic, case.bytes_moved(work) / bytes_per_second)
-
-
 def case_row(case: Case, work: str, settings: Settings) -> Row:
     """Times, ratios and speed, with its share of the peak that is measured before and after.
 
@@ -93,21 +73,21 @@ def case_row(case: Case, work: str, settings: Settings) -> Row:
     names = ["SDPA", "torch_ext"] if target.sdpa else ["torch_ext"]
     names += ["math"] if target.math else []
     calls = {name: WORK[work](ATTENTIONS[name](case, inputs), inputs) for name in names}
-    before = speeds(case, work, settings)
+    speeds = partial(settings.peak.speeds, case, work, settings.threads)
+    before = speeds()
     times = fastest(calls, settings.seconds)
-    after = speeds(case, work, settings)
-    best = max(before[0], after[0]), max(before[1], after[1])
+    best = Speeds(*map(max, before, speeds()))
     ratios = {name: times[name] / times["torch_ext"] for name in names}
     row = timed_row(case, work, times, target)
-    one_query = case.sizes[3] == 1
-    amount = case.bytes_moved(work) if one_query else case.flop(work)
+    unit, amount, peak = "GFLOP/s", case.flop(work), best.flop
+    if case.has_one_query:
+        unit, amount, peak = "GB/s", case.bytes_moved(work), best.memory
     speed = amount / times["torch_ext"]
-    share = speed / best[one_query]
-    row["GB/s" if one_query else "GFLOP/s"] = f"{speed / 1e9:.3g}"
-    row["share of peak"] = f"{share:.1%}"
+    row[unit] = f"{speed / 1e9:.3g}"
+    row["share of peak"] = f"{speed / peak:.1%}"
     other = times.get("SDPA") or times["math"]
-    row["limit"] = f"{other / least_seconds(case, work, settings, best):.2f}"
-    row["reached"] = "yes" if is_reached(target, ratios, share) else "no"
+    row["limit"] = f"{other / least_seconds(case, work, best):.2f}"
+    row["reached"] = "yes" if is_reached(target, ratios, speed / peak) else "no"
     return row
 
 
@@ -115,7 +95,7 @@ def timed_row(case: Case, work: str, times: dict[str, float], target: Target) ->
     """The columns that every case has; seconds in `times`.
 
     The limit is the ratio to SDPA, or to its math path where there is no other, that a program
-    would have which took `least_seconds`.
+    would have which took no longer than machine.least_seconds.
     """
     b, h, _, n, m, d, e = case.sizes
 
@@ -154,12 +134,12 @@ def training_row(context: int, settings: Settings) -> Row:
     steps = training_steps(case)
     target = Target(sdpa=1.2)
     work = "forward + backward"
-    before = speeds(case, work, settings)
+    speeds = partial(settings.peak.speeds, case, work, settings.threads)
+    before = speeds()
     times = fastest(steps, 2 * settings.seconds)
-    after = speeds(case, work, settings)
-    best = max(before[0], after[0]), max(before[1], after[1])
+    best = Speeds(*map(max, before, speeds()))
     row = timed_row(case, "training step", times, target)
-    attention = LAYERS * least_seconds(case, work, settings, best)
+    attention = LAYERS * least_seconds(case, work, best)
     row["limit"] = f"{times['SDPA'] / (times['none'] + attention):.2f}"
     reached = is_reached(target, {"SDPA": times["SDPA"] / times["torch_ext"]}, 0.0)
     return {**row, "reached": "yes" if reached else "no"}

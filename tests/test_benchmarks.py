@@ -109,12 +109,13 @@ def test_bytes_are_those_of_inputs_and_results(mask: str) -> None:
     assert case.bytes_moved("forward + backward") == 2 * read + gradients + 3 * output
 
 
-def test_limit_is_set_by_arithmetic_or_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SMALL.peak.best, ("exp float32", SMALL.threads), 3.0)
+def test_least_time_is_that_of_arithmetic_or_of_bytes() -> None:
     case = Case("", "float16", heads=1, queries=6, keys=5, head_size=8)
     flop, size = 2.0 * 30 * (8 + 8), 2.0 * (2 * 6 * 8 + 2 * 5 * 8)
-    assert suite.least_seconds(case, "forward", SMALL, (2.0, 1e9)) == flop / 2 + 30 / 3
-    assert suite.least_seconds(case, "forward", SMALL, (1e9, 4.0)) == size / 4
+    speeds = machine.Speeds(flop=2.0, exponentials=3.0, memory=0.0, tensors=size)
+    assert machine.least_seconds(case, "forward", speeds) == flop / 2 + 30 / 3
+    slow = speeds._replace(tensors=size / 1000)
+    assert machine.least_seconds(case, "forward", slow) == pytest.approx(1000)
 
 
 @pytest.mark.parametrize("work", WORK)

@@ -111,7 +111,7 @@ def _ceiling(case: Case, work: str, device: str) -> tuple[dict[str, Call], float
     """A large matmul and its operations; for one query, which does little with each key, a large
     copy and its bytes, read and written.
     """
-    if case.sizes[3] == 1:
+    if case.has_one_query:
         data = torch.empty(COPIED if device == "cuda" else 2**20, dtype=torch.int8)
         return {"copy": data.clone}, 2.0 * data.numel()
     if not case.flop(work):
