@@ -80,12 +80,13 @@ class Peak:
     """What can be measured, and the most that was, by kind of number and count of threads."""
 
     library: ctypes.CDLL
-    best: dict[tuple[str, int], float]  # a second; also of "exp float32", and bytes of "memory"
+    best: dict[tuple[str, int], float]  # operations or, for "memory", bytes per second
+    costs: dict[str, float]  # of an exponential of numbers of a kind: so many multiply-adds
 
     @classmethod
     def load(cls) -> Peak:
         """With nothing measured yet."""
-        return cls(build_peak(), {})
+        return cls(build_peak(), {}, {})
 
     def kinds(self) -> list[str]:
         """Numbers with multiply-adds of their own: float32, float64, and bfloat16 on some."""
@@ -103,18 +104,19 @@ class Peak:
         )
 
     def exponentials_per_second(self, dtype: str, threads: int) -> float:
-        """By the time that they add to that of multiply-adds; measured once, in about 100 ms.
+        """Among multiply-adds at their best: polynomials of these, they need the same units.
 
-        They are polynomials of multiply-adds, which need the same units; all other operations of
-        theirs may hide. 16 bits count as float32, where weights are calculated.
+        What one costs is measured once, in about 100 ms. Weights of 16 bits are float32 too.
         """
         kind = "float64" if dtype == "float64" else "float32"
-        if (f"exp {kind}", threads) not in self.best:
-            function = getattr(self.library, f"{kind}_exponentials_per_second")
+        if (kind, threads) not in self.best:
+            self.flop_per_second(kind, threads)
+        if kind not in self.costs:
+            function = getattr(self.library, f"{kind}_multiply_adds_per_exponential")
             function.restype = ctypes.c_double
             time.sleep(0.01)
-            self._keep(f"exp {kind}", threads, function(threads, ctypes.c_long(20_000)))
-        return self.best[f"exp {kind}", threads]
+            self.costs[kind] = function(ctypes.c_long(10_000))
+        return self.best[kind, threads] / 2 / self.costs[kind]
 
     def bytes_per_second(self, threads: int, size: float = LARGE) -> float:
         """Of reading `size` bytes again and again, by default so many that no cache holds them."""

@@ -90,7 +90,7 @@ double dot_product(long rounds, volatile double* sink) {
 }
 #endif
 
-// 2^r = c_0 + c_1 r + ..., as Taylor has it: only the time counts.
+// Of 2^r, as Taylor has them: only the time counts.
 template <typename T, int degree>
 constexpr std::array<T, degree + 1> coefficients() {
   std::array<T, degree + 1> found = {T(1)};
@@ -104,32 +104,30 @@ struct Exponential;  // the lowest degree that can give an error of 1 ulp, |r| <
 template <>
 struct Exponential<float> {
   using Integer = int32_t;
-  static constexpr int kFraction = 23;  // bits
   static constexpr auto kCoefficients = coefficients<float, 6>();
 };
 
 template <>
 struct Exponential<double> {
   using Integer = int64_t;
-  static constexpr int kFraction = 52;
   static constexpr auto kCoefficients = coefficients<double, 11>();
 };
 
 constexpr int kScores = 256;             // stay in the first cache
-constexpr int kBeside = kRegisters / 2;  // multiply-adds to each vector of exponentials
+constexpr int kBeside = kRegisters / 2;  // multiply-adds to each exponential
 
 // The sum of exp(x - largest) over kScores scores, in each round anew: 2^n 2^r with n + r = t =
 // (x - largest) log2(e), n = round(t). These are the fewest operations known; a kernel also has to
 // bound n. Multiply-adds stand beside them because those of the polynomial need the same units,
 // whereas sums and shifts may find others, and then cost nothing.
 template <typename T>
-double sum_of_exponentials(const T* x, T largest, long rounds, volatile double* sink) {
+double sum_of_exponentials(const T* x, T largest, long rounds) {
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
   typedef typename Exponential<T>::Integer Bits __attribute__((vector_size(kVectorBytes)));
   typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T))));
   constexpr int kLanes = kVectorBytes / sizeof(T);
-  constexpr int kFraction = Exponential<T>::kFraction;
   constexpr auto kCoefficients = Exponential<T>::kCoefficients;
+  constexpr int kFraction = std::numeric_limits<T>::digits - 1;
   constexpr T kShifter = T(3LL << (kFraction - 1)), kSlope = T(std::numbers::log2e);
   const Vector slope = Vector{} + kSlope, start = Vector{} - largest * kSlope;
   Vector sums[kBeside], half = Vector{} + T(0.5), sum = {};
@@ -150,31 +148,33 @@ double sum_of_exponentials(const T* x, T largest, long rounds, volatile double* 
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kBeside; ++i) half += sums[i];
-  *sink = static_cast<double>(half[0]);
+  volatile T sink = half[0];
+  (void)sink;
   double total = 0;
   for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
   return total;
 }
 
-// Exponentials by the time that they add to that of the multiply-adds beside them.
+// How many multiply-adds take as long as what an exponential adds to those beside it; one thread.
 template <typename T>
-double exponentials_per_second(int threads, long rounds) {
+double multiply_adds_per_exponential(long rounds) {
   T x[kScores];
   for (int j = 0; j < kScores; ++j) x[j] = T(-j) / 16;
-  constexpr int kLanes = kVectorBytes / sizeof(T);
-  const long together = rounds * (kScores / kLanes) * kBeside;
-  double with = std::numeric_limits<double>::infinity(), without = with;
-  for (int repeat = 0; repeat < 20; ++repeat) {
-    with = std::min(with, seconds_of(threads, [&](int) {
-                      volatile double sink;
-                      sink = sum_of_exponentials(x, T(0), rounds, &sink);
-                    }));
-    without = std::min(without, seconds_of(threads, [&](int) {
-                         volatile double sink;
-                         multiply_add<T>(together / kSums, &sink);
-                       }));
+  constexpr int kVectors = kScores * sizeof(T) / kVectorBytes;
+  std::array<double, 31> found;  // the median of pairs stands a clock that changes
+  for (double& cost : found) {
+    const double with = seconds_of(1, [&](int) {
+      volatile double sink = sum_of_exponentials(x, T(0), rounds);
+      (void)sink;
+    });
+    const double without = seconds_of(1, [&](int) {
+      volatile double sink;
+      multiply_add<T>(rounds * kVectors * kBeside / kSums, &sink);
+    });
+    cost = (with / without - 1) * kBeside;
   }
-  return static_cast<double>(threads) * rounds * kScores / (with - without);
+  std::nth_element(found.begin(), found.begin() + found.size() / 2, found.end());
+  return found[found.size() / 2];
 }
 
 using Loop = double (*)(long, volatile double*);
@@ -208,23 +208,21 @@ double bfloat16_flop_per_second(int threads, long rounds) {
 }
 #endif
 
-double float32_exponentials_per_second(int threads, long rounds) {
-  return exponentials_per_second<float>(threads, rounds);
+double float32_multiply_adds_per_exponential(long rounds) {
+  return multiply_adds_per_exponential<float>(rounds);
 }
 
-double float64_exponentials_per_second(int threads, long rounds) {
-  return exponentials_per_second<double>(threads, rounds);
+double float64_multiply_adds_per_exponential(long rounds) {
+  return multiply_adds_per_exponential<double>(rounds);
 }
 
 // Of the 256 scores at x, summed up `rounds` times.
 double float32_sum_of_exponentials(const float* x, float largest, long rounds) {
-  volatile double sink;
-  return sum_of_exponentials(x, largest, rounds, &sink);
+  return sum_of_exponentials(x, largest, rounds);
 }
 
 double float64_sum_of_exponentials(const double* x, double largest, long rounds) {
-  volatile double sink;
-  return sum_of_exponentials(x, largest, rounds, &sink);
+  return sum_of_exponentials(x, largest, rounds);
 }
 
 // Each thread reads its part of the `bytes` at data, `rounds` times.

@@ -149,7 +149,7 @@ def scaling_row(work: str, settings: Settings) -> Row:
     """How much faster one head is with all threads than with one, beside plain multiply-adds."""
     case = Case("one head", heads=1, queries=4096)
     inputs = case.inputs()
-    peak = Peak(settings.peak.library, {})  # measured in the same rounds
+    peak = Peak(settings.peak.library, {}, {})  # measured in the same rounds
     best = {1: float("inf"), settings.threads: float("inf")}
     call = WORK[work](ATTENTIONS["torch_ext"](case, inputs), inputs)
     rounds = 3 if settings.quick else 8

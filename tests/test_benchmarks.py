@@ -163,12 +163,13 @@ def test_peak_is_measured() -> None:
     assert peak.bytes_per_second(1, 2**20) > peak.bytes_per_second(1)  # from a cache
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64"])
-def test_exponentials_are_measured(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "least"), [("float32", 7), ("float64", 12)])
+def test_exponentials_cost_at_least_the_steps_of_their_polynomials(kind: str, least: int) -> None:
     peak = Peak.load()
-    multiply_adds = peak.flop_per_second(kind, 1) / 2
-    # Each takes 7 of them, in double 12, and more where sums and shifts need the same units.
-    assert 4 < multiply_adds / peak.exponentials_per_second(kind, 1) < 100
+    exponentials = peak.exponentials_per_second(kind, 1)
+    multiply_adds = peak.best[kind, 1] / 2
+    assert 0.7 * least < multiply_adds / exponentials < 10 * least
+    assert peak.exponentials_per_second(kind, 1) == exponentials
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
