@@ -6,7 +6,7 @@
 #pragma once
 
 #include "attention/problem.h"
-#include "cpu/kernels/stored.h"
+#include "cpu/kernels/numbers.h"
 #include "cpu/kernels/tile_product.h"
 #include "cpu/kernels/transpose.h"
 
