@@ -4,7 +4,7 @@
 //   s = q k^T,  p = exp((s - lse) - residual),  dp = z (do v^T),  ds = p (dp - delta),  ds0 = t ds
 //   dv = (z p)^T do,  dk = c ds0^T q,  dq += ds0 k
 // Reads k and v and writes dk and dv once; dq of the chunks is added in their order.
-#include "cpu/kernels/backward_reduce.h"
+#include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/head_gradients.h"

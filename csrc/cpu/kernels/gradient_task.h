@@ -10,7 +10,7 @@
 // dv of the cell and dq of the tile in scratch.
 #pragma once
 
-#include "cpu/kernels/backward_reduce.h"
+#include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/bias_gradient.h"
 #include "cpu/kernels/gradient_tile.h"
 #include "cpu/kernels/head_gradients.h"
