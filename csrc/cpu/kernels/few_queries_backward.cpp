@@ -7,7 +7,7 @@
 #include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/head_gradients.h"
+#include "cpu/kernels/option_gradients.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -11,9 +11,8 @@
 #pragma once
 
 #include "cpu/kernels/backward_plan.h"
-#include "cpu/kernels/bias_gradient.h"
 #include "cpu/kernels/gradient_tile.h"
-#include "cpu/kernels/head_gradients.h"
+#include "cpu/kernels/option_gradients.h"
 #include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

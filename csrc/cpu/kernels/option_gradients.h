@@ -1,5 +1,8 @@
-// Gradients of the numbers per head: slopes and sinks. Sums are kept in double, one for each part
-// of a head, added in the order of heads and parts and rounded once.
+// Gradients of the options: bias, slopes and sinks.
+//
+// A tile of score gradients is summed into that of a bias over the dimensions the bias was
+// broadcast along. For the numbers per head, slopes and sinks, sums are kept in double, one for each
+// part of a head, added in the order of heads and parts and rounded once.
 #pragma once
 
 #include "cpu/kernels/row_statistics.h"
@@ -7,6 +10,38 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
+
+// ---- bias ----
+
+// out(i, j) += ds(i, j), out(i, j) at out[i * row + j * col] with stride 0 where broadcast. ds lies
+// transposed, keys down; entries beyond `queries` are ignored. `spare` holds the tile the other way
+// round.
+template <class T>
+void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int64_t col,
+                       T* spare) {
+  out += t.query * row + t.key * col;
+  if (row != 0 && col != 0) {
+    transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, t.keys);
+    for (int64_t i = 0; i < t.queries; ++i) {
+      const T* from = spare + i * t.keys;
+      if (col == 1)
+        for (int64_t j = 0; j < t.keys; ++j) out[i * row + j] += from[j];
+      else
+        for (int64_t j = 0; j < t.keys; ++j) out[i * row + j * col] += from[j];
+    }
+  } else if (row != 0) {
+    for (int64_t j = 0; j < t.keys; ++j)
+      for (int64_t i = 0; i < t.queries; ++i) out[i * row] += ds[j * t.width + i];
+  } else {
+    for (int64_t j = 0; j < t.keys; ++j) {
+      T sum = 0;
+      for (int64_t i = 0; i < t.queries; ++i) sum += ds[j * t.width + i];
+      out[j * col] += sum;
+    }
+  }
+}
+
+// ---- slopes and sinks ----
 
 // sums[0] + sums[step] + …, `parts` of them.
 TORCH_EXT_INLINE double sum_parts(const double* sums, int64_t step, int64_t parts) {

@@ -1,8 +1,6 @@
-// out(i, j) += ds(i, j) over every kind of broadcast, with small integers: exact in any order.
-// clang-format off
-#include "cpu/kernels/tiles.h"  // which bias_gradient.h uses
-#include "cpu/kernels/bias_gradient.h"
-// clang-format on
+// What a tile adds to the gradients of a bias and of a slope against plain double loops: a bias over
+// every kind of broadcast with small integers, exact in any order.
+#include "cpu/kernels/option_gradients.h"
 
 #include <gtest/gtest.h>
 
@@ -52,6 +50,36 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
       ASSERT_EQ(out, want) << "repeat " << repeat << ", strides " << layout.row << " "
                            << layout.col;
     }
+  }
+}
+
+template <class T>
+class SlopeGradientTest : public testing::Test {};
+TYPED_TEST_SUITE(SlopeGradientTest, Scalars);
+
+TYPED_TEST(SlopeGradientTest, IsTheSumOverRealQueries) {
+  using T = TypeParam;
+  test::Random random(9);
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    Problem p;
+    p.offset = random.below(50) - 25;
+    TileRange t{0, random.below(300), 1 + random.below(test::kTileQueries),
+                0, random.below(300), 0};
+    t.width = round_up(t.queries, Vec<T>::kSize);
+    t.keys = 1 + random.below(test::kTileKeys);
+    test::FencedMemory memory(test::kTileKeys * test::kTileQueries * sizeof(T));
+    T* ds = memory.template last<T>(t.keys * t.width);
+    double want = 0, size = 0;
+    for (int64_t j = 0; j < t.keys; ++j)
+      for (int64_t i = 0; i < t.width; ++i) {
+        const bool inside = i < t.queries;
+        T& entry = ds[j * t.width + i];
+        entry = inside ? static_cast<T>(random.normal()) : std::numeric_limits<T>::quiet_NaN();
+        const int64_t distance = std::abs(t.key + j - t.query - i - p.offset);
+        if (inside) want -= static_cast<double>(entry) * static_cast<double>(distance);
+        if (inside) size += std::fabs(static_cast<double>(entry)) * static_cast<double>(distance);
+      }
+    EXPECT_NEAR(slope_gradient(p, t, ds), want, 100 * std::numeric_limits<T>::epsilon() * size);
   }
 }
 
