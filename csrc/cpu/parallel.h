@@ -1,4 +1,4 @@
-// Threads and memory for the kernels: torch's threads, and 64-byte aligned buffers.
+// Threads and memory for the kernels: torch's threads, 64-byte aligned buffers, huge pages.
 //
 // Everything is declared here and defined in parallel.cpp, so that files compiled for one
 // instruction set emit no code of it that others could link to.
@@ -7,6 +7,12 @@
 #include <cstdint>
 
 namespace torch_ext::cpu {
+
+// Asks for huge pages inside large memory, before it is written. The system maps fresh memory page
+// by page when it is first touched, and with 4 KiB pages that takes longer than the arithmetic of
+// many problems. Pages that reach beyond the memory are left as they are, so that it takes no more
+// of them. Does nothing where the system has no such pages.
+void prefer_huge_pages(void* start, int64_t bytes);
 
 // 64-byte aligned memory, uninitialised.
 class Buffer {

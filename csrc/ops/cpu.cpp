@@ -6,7 +6,7 @@
 
 #include "attention/philox.h"
 #include "cpu/implementations.h"
-#include "cpu/pages.h"
+#include "cpu/parallel.h"
 #include "ops/on_device.h"
 
 namespace torch_ext::ops {
