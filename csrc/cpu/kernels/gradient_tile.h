@@ -13,8 +13,8 @@
 // takes them saves five products and exp.
 #pragma once
 
+#include "cpu/kernels/derivative_scratch.h"
 #include "cpu/kernels/dropout.h"
-#include "cpu/kernels/gradient_scratch.h"
 #include "cpu/kernels/tangent_sweep.h"
 #include "cpu/kernels/weights.h"
 
