@@ -115,8 +115,4 @@ void score_tile(const Problem& p, const Cut& cut, const TileRange& t, Rows<const
 }
 
 }  // namespace
-
-void few_queries_forward(const ForwardProblem&);
-void few_queries_backward(const BackwardProblem&);
-
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE

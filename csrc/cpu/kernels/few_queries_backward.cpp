@@ -6,6 +6,7 @@
 // Reads k and v and writes dk and dv once; dq of the chunks is added in their order.
 #include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/dropout.h"
+#include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/option_gradients.h"
 

@@ -4,6 +4,7 @@
 // of keys. Reads k and v once. Each chunk leaves its own (o, m, l) for every row; the chunks of a
 // row are merged in their order:
 //   m = max_c m_c,  l = sum_c l_c exp(m_c - m),  o = sum_c o_c exp(m_c - m) / l
+#include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/logsumexp.h"
 
