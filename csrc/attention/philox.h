@@ -34,7 +34,8 @@ TORCH_EXT_INLINE auto philox_rounds(A a, B b, C c, D d, Key key0, Key key1) {
   const auto product1 = wide_product(kPhiloxMultiplier1, c);
   const auto next_a = high_half(product1) ^ (b ^ key0);
   const auto next_c = high_half(product0) ^ (d ^ key1);
-  const auto next_b = low_half(product1), next_d = low_half(product0);
+  const auto next_b = low_half(product1);
+  const auto next_d = low_half(product0);
   if constexpr (kRounds == 1)
     return PhiloxState<A>{{next_a, next_b, next_c, next_d}};
   else

@@ -1,5 +1,4 @@
-// How backward and second order are cut into tasks, where partial sums live, and how these are added
-// up.
+// How backward and second order are cut into tasks, where partial sums live, and how these add up.
 //
 // A head is a grid of key chunks x query chunks. A task takes one cell and computes, tile by tile,
 //   dk, dv of its keys (kept in scratch, complete when there is one query chunk)

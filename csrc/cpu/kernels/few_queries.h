@@ -35,7 +35,7 @@ TORCH_EXT_INLINE Problem transposed(const Problem& p) {
 }
 
 // Keys in whole vectors and in whole blocks of row_products.
-TORCH_EXT_INLINE int64_t row_width(int64_t keys) { return round_up(keys, 16); }
+TORCH_EXT_INLINE constexpr int64_t row_width(int64_t keys) { return round_up(keys, 16); }
 
 // A tile of rows: all queries of query heads [head, head + heads), which read the same keys.
 struct RowTile {

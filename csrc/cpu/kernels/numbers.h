@@ -11,8 +11,8 @@ namespace {
 
 TORCH_EXT_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 TORCH_EXT_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-TORCH_EXT_INLINE int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
-TORCH_EXT_INLINE int64_t round_up(int64_t n, int64_t multiple) {
+TORCH_EXT_INLINE constexpr int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+TORCH_EXT_INLINE constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return divide_up(n, multiple) * multiple;
 }
 

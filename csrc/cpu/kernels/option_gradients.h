@@ -1,8 +1,8 @@
 // Gradients of the options: bias, slopes and sinks.
 //
 // A tile of score gradients is summed into that of a bias over the dimensions the bias was
-// broadcast along. For the numbers per head, slopes and sinks, sums are kept in double, one for each
-// part of a head, added in the order of heads and parts and rounded once.
+// broadcast along. Sums for the numbers per head, slopes and sinks, are kept in double, one for
+// each part of a head, added in the order of heads and parts and rounded once.
 #pragma once
 
 #include "cpu/kernels/row_statistics.h"
