@@ -56,6 +56,36 @@ TEST_P(EdgeCaseTest, WeightsSumToOneUnderAHugeBias) {
   }
 }
 
+// Scores of 1e13 and a scale that is no power of two: the distance from the maximum must not
+// inherit the rounding of either.
+TEST_P(EdgeCaseTest, WeightsOfHugeScoresAreThoseOfTheirDifferences) {
+  constexpr int64_t kKeys = 200;
+  for (const DType dtype : {DType::Float32, DType::BFloat16, DType::Float64})
+    for (const int64_t queries : {1, 70}) {
+      const double huge = dtype == DType::Float64 ? 0x1p200 : 0x1p20;
+      Options options;
+      options.dtype = dtype;
+      options.scale = 0.3;
+      Case c({1, 1, 1, queries, kKeys, 24, 3}, options);
+      c.query.fill([&] { return huge; });
+      c.grad_output.fill([] { return 1; });
+      double mean = 0;
+      for (int64_t j = 0; j < kKeys; ++j) {
+        for (int64_t d = 0; d < 24; ++d) c.key.set(0, 0, j, d, j % 2 == 0 ? huge : -huge);
+        if (j % 2 == 0) mean += 2 * c.value.get(0, 0, j, 1) / kKeys;
+      }
+      const Tensor output = c.run(GetParam().forward)[0];
+      const Tensor grad_value = c.run(GetParam().backward)[2];
+      const double tolerance = 4 * epsilon(dtype);
+      for (int64_t i = 0; i < queries; ++i)
+        EXPECT_NEAR(output.get(0, 0, i, 1), mean, tolerance) << i;
+      for (int64_t j = 0; j < kKeys; ++j) {
+        const double expected = j % 2 == 0 ? 2. * static_cast<double>(queries) / kKeys : 0;
+        EXPECT_NEAR(grad_value.get(0, 0, j, 1), expected, tolerance) << j;
+      }
+    }
+}
+
 // The largest score comes last, so every earlier tile has to be scaled down.
 TEST_P(EdgeCaseTest, RisingAndFallingScores) {
   for (const double slope : {0.5, -0.5, 3., 40.}) {

@@ -120,13 +120,10 @@ template <bool kIsScore, class T>
 TORCH_EXT_INLINE T exp_row(const ScoreRule<T>& rule, const RowTile& t, T max, T* s) {
   using V = Vec<T>;
   const V finite_max = V::fill(max == -kInfinity<T> ? 0 : max);
-  V u, sum = V::fill(0);
+  V sum = V::fill(0);
   for (int64_t j = 0; j < t.width; j += V::kSize) {
     const V x = V::load(s + j);
-    const V p = exp(hide_beyond<T>(
-        t, j,
-        kIsScore ? x - finite_max
-                 : rule.template score_minus<false, false>(finite_max, x, V::fill(0), &u)));
+    const V p = exp(hide_beyond<T>(t, j, (kIsScore ? x : x * rule.scale) - finite_max));
     p.store(s + j);
     sum = sum + p;
   }

@@ -128,10 +128,9 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
       const V stored = V::load(s + (first + i) * width);
-      p[i] = kPlain ? rule.template score_minus<false, false>(finite_max, stored, zero, &u)
-                    : stored - finite_max;
+      p[i] = ((kPlain ? stored * rule.scale : stored) - finite_max) * V::fill(kLog2E<T>);
     }
-    exp(p);
+    exp2(p);
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
       p[i].store(s + (first + i) * width);

@@ -167,13 +167,6 @@ struct ScoreRule {
                        : product * scale;
     }
   }
-
-  // score - x. A score that is the product alone is not rounded first.
-  template <bool kAdditive, bool kCapped>
-  TORCH_EXT_INLINE Vec<T> score_minus(Vec<T> x, Vec<T> product, Vec<T> additive, Vec<T>* u) const {
-    if constexpr (!kAdditive && !kCapped) return fma(product, scale, Vec<T>::fill(0) - x);
-    return score<kAdditive, kCapped>(product, additive, u) - x;
-  }
 };
 
 template <bool kValue>

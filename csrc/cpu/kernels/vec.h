@@ -88,22 +88,15 @@ TORCH_EXT_INLINE uint32_t equal_lanes(Vec<float> a, Vec<float> b) {
 TORCH_EXT_INLINE uint32_t equal_lanes(Vec<double> a, Vec<double> b) {
   return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ);
 }
-// x, but 0 where a < b; NaN in a keeps x.
-TORCH_EXT_INLINE Vec<float> zero_if_less(Vec<float> a, Vec<float> b, Vec<float> x) {
-  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
-}
-TORCH_EXT_INLINE Vec<double> zero_if_less(Vec<double> a, Vec<double> b, Vec<double> x) {
-  return {_mm512_maskz_mov_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_NLT_UQ), x.v)};
-}
-// a * 2^n, where n is the integer in the last bits of `shifted` (see kShifter) and the result is a
-// normal number.
-TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> shifted) {
+// 2^n, where n is the integer in the last bits of `shifted` (see kShifter); 0 for the exponent of
+// subnormal numbers, -127 or -1023.
+TORCH_EXT_INLINE Vec<float> power_of_two(Vec<float> shifted) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
-  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), exponent))};
+  return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))};
 }
-TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> shifted) {
+TORCH_EXT_INLINE Vec<double> power_of_two(Vec<double> shifted) {
   const __m512i exponent = _mm512_slli_epi64(_mm512_castpd_si512(shifted.v), 52);
-  return {_mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a.v), exponent))};
+  return {_mm512_castsi512_pd(_mm512_add_epi64(exponent, _mm512_set1_epi64(INT64_C(1023) << 52)))};
 }
 
 #else  // AVX2 and FMA
@@ -163,22 +156,15 @@ TORCH_EXT_INLINE uint32_t equal_lanes(Vec<float> a, Vec<float> b) {
 TORCH_EXT_INLINE uint32_t equal_lanes(Vec<double> a, Vec<double> b) {
   return static_cast<uint32_t>(_mm256_movemask_pd(_mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ)));
 }
-// x, but 0 where a < b; NaN in a keeps x.
-TORCH_EXT_INLINE Vec<float> zero_if_less(Vec<float> a, Vec<float> b, Vec<float> x) {
-  return {_mm256_and_ps(_mm256_cmp_ps(a.v, b.v, _CMP_NLT_UQ), x.v)};
-}
-TORCH_EXT_INLINE Vec<double> zero_if_less(Vec<double> a, Vec<double> b, Vec<double> x) {
-  return {_mm256_and_pd(_mm256_cmp_pd(a.v, b.v, _CMP_NLT_UQ), x.v)};
-}
-// a * 2^n, where n is the integer in the last bits of `shifted` (see kShifter) and the result is a
-// normal number.
-TORCH_EXT_INLINE Vec<float> scale_by_power_of_two(Vec<float> a, Vec<float> shifted) {
+// 2^n, where n is the integer in the last bits of `shifted` (see kShifter); 0 for the exponent of
+// subnormal numbers, -127 or -1023.
+TORCH_EXT_INLINE Vec<float> power_of_two(Vec<float> shifted) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23);
-  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), exponent))};
+  return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)))};
 }
-TORCH_EXT_INLINE Vec<double> scale_by_power_of_two(Vec<double> a, Vec<double> shifted) {
+TORCH_EXT_INLINE Vec<double> power_of_two(Vec<double> shifted) {
   const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
-  return {_mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a.v), exponent))};
+  return {_mm256_castsi256_pd(_mm256_add_epi64(exponent, _mm256_set1_epi64x(INT64_C(1023) << 52)))};
 }
 
 #endif
@@ -228,66 +214,65 @@ TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
 template <class T>
 constexpr T kShifter = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
 
+// 2^r = 1 + c_1 r + c_2 r^2 + ..., c_n first: minimax for the relative error, |r| <= 1/2.
 template <class T>
-struct ExpConstants;
+struct Exp2Constants;
 
 template <>
-struct ExpConstants<float> {
-  // ln 2 in two parts: n ln2_high is exact.
-  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kSmallest = -87.33654f;  // exp of less is no normal number
-  static constexpr float kLargest = 88.72283f;    // exp of more is beyond the largest number
-  // exp(r) = 1 + r + c_2 r^2 + ..., c_n first: minimax for the relative error, 3.1e-9.
-  static constexpr float kCoefficients[] = {1.3814598646664034e-3f, 8.3687168797281399e-3f,
-                                            4.1668388045313997e-2f, 1.6666520631709497e-1f,
-                                            4.9999993447796487e-1f};
+struct Exp2Constants<float> {
+  static constexpr int kSmallest = -127, kLargest = 127;
+  // 3.9e-9
+  static constexpr float kCoefficients[] = {1.5321138e-4f, 1.3390173e-3f, 9.6185260e-3f,
+                                            5.5503620e-2f, 2.4022648e-1f, 6.9314720e-1f};
 };
 
 template <>
-struct ExpConstants<double> {
-  static constexpr double kLn2High = 6.93147180369123816490e-1,
-                          kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kSmallest = -708.3964185322641, kLargest = 709.782712893384;
-  // The same to degree 11: 3.7e-18.
-  static constexpr double kCoefficients[] = {2.5000061602835666699e-8, 2.7630248379211443975e-7,
-                                             2.7557586373840163694e-6, 2.4801493098906550659e-5,
-                                             1.9841269506578687653e-4, 1.3888888943630112946e-3,
-                                             8.3333333334944616641e-3, 4.1666666666530159858e-2,
-                                             1.6666666666666412523e-1, 5.0000000000000106271e-1};
+struct Exp2Constants<double> {
+  static constexpr int kSmallest = -1023, kLargest = 1023;
+  // 1.9e-17
+  static constexpr double kCoefficients[] = {
+      4.436302483790899e-10, 7.07358211412865e-9,   1.0178184679004058e-7, 1.3215436594394016e-6,
+      1.5252733546770105e-5, 1.5403530454092594e-4, 1.3333558146686254e-3, 9.618129107596967e-3,
+      5.550410866482074e-2,  2.4022650695910122e-1, 6.931471805599453e-1};
 };
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite). Error at most 1 ulp
-// wherever the result is a normal number; less is 0, more is the largest number. NaN gives NaN.
+// 2^t = 2^n (1 + r p(r)), n = round(t), for t <= 127 or, for double, 1023. Error at most 1 ulp
+// wherever the result is a normal number; less may be 0. NaN gives NaN.
 // Several vectors step by step: the steps of one wait for each other, those of the others do not.
 template <class T, int kCount>
-TORCH_EXT_INLINE void exp(Vec<T> (&x)[kCount]) {
+TORCH_EXT_INLINE void exp2(Vec<T> (&t)[kCount]) {
   using V = Vec<T>;
-  using C = ExpConstants<T>;
-  V shifted[kCount], r[kCount], p[kCount];
+  using C = Exp2Constants<T>;
+  V power[kCount], r[kCount], p[kCount];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    const V bounded = min(V::fill(C::kLargest), x[i]);
-    shifted[i] = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
-    const V n = shifted[i] - V::fill(kShifter<T>);
-    r[i] = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
+    const V bounded = max(V::fill(C::kSmallest), t[i]);
+    power[i] = bounded + V::fill(kShifter<T>);
+    r[i] = bounded - (power[i] - V::fill(kShifter<T>));
     p[i] = V::fill(C::kCoefficients[0]);
   }
-  const auto horner = [&](T coefficient) __attribute__((always_inline)) {
+  TORCH_EXT_UNROLL
+  for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) {
     TORCH_EXT_UNROLL
-    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], V::fill(coefficient));
-  };
+    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], V::fill(C::kCoefficients[k]));
+  }
   TORCH_EXT_UNROLL
-  for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) horner(C::kCoefficients[k]);
-  horner(1);
-  horner(1);
-  TORCH_EXT_UNROLL
-  for (int i = 0; i < kCount; ++i)
-    x[i] = zero_if_less(x[i], V::fill(C::kSmallest), scale_by_power_of_two(p[i], shifted[i]));
+  for (int i = 0; i < kCount; ++i) {
+    power[i] = power_of_two(power[i]);
+    t[i] = fma(p[i], r[i] * power[i], power[i]);
+  }
 }
+
+template <class T>
+constexpr T kLog2E = T(1.4426950408889634074);
+
+// e^x = 2^(x log2 e), at most 2^127 or 2^1023. Rounding the exponent adds at most 1.25 |x| ulp to
+// the error.
 template <class T>
 TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
-  Vec<T> one[1] = {x};
-  exp(one);
+  using V = Vec<T>;
+  V one[1] = {min(V::fill(Exp2Constants<T>::kLargest), x * V::fill(kLog2E<T>))};
+  exp2(one);
   return one[0];
 }
 

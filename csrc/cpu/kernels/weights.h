@@ -18,9 +18,11 @@ TORCH_EXT_INLINE Vec<T> unless_hidden(Vec<T> additive, Vec<T> x) {
 template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> additive,
                                Vec<T> lse, Vec<T> residual, Vec<T>* u) {
-  const Vec<T> s_minus_lse =
-      rule.template score_minus<kAdditive, kCapped>(lse, product, additive, u);
-  return unless_hidden<kAdditive>(additive, exp(s_minus_lse - residual));
+  const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
+  const Vec<T> log2_e = Vec<T>::fill(kLog2E<T>);
+  Vec<T> p[1] = {fma(s - lse, log2_e, Vec<T>::fill(0) - residual * log2_e)};
+  exp2(p);  // no weight is above 1
+  return unless_hidden<kAdditive>(additive, p[0]);
 }
 
 // lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.
