@@ -28,6 +28,7 @@ struct ForwardScratch {
   bool* is_started;  // whether o holds anything yet
   // Shared by the tiles.
   T* scores;    // (keys, width): s, then p
+  T* largest;   // (width) product of a column, where the score is the product times the scale
   T* additive;  // (keys, width)
   T* z;         // (keys, width), with dropout
   E* k;         // (keys, D), where key cannot be read in place
@@ -50,6 +51,7 @@ struct ForwardScratch {
     row_sum = scratch.take<T>(cut.task_tiles * width);
     is_started = scratch.take<bool>(cut.task_tiles);
     scores = scratch.take<T>(keys * width + kRowTail);
+    largest = scratch.take<T>(width);
     additive = scratch.take<T>(keys * width);
     z = scratch.take<T>(p.dropout_p > 0 ? keys * width : 0);
     k = scratch.take<E>(keys * elements<E>(round_up(p.head_size, Vec<T>::kSize)));
@@ -87,36 +89,47 @@ TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
 // itself: what s - m is rounded by grows with its size.
 constexpr int kSlack = 1;
 
-// One step of the online softmax on a vector of queries, for `keys` scores each:
-//   s <- softcap(c s) + b,  m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
-// m' = m where that is at most kSlack more: what was summed up then stays as it is.
+// The largest of `keys` scores of each of a vector of queries:
+//   s <- softcap(c s) + b  unless that is c s alone, which is not worth storing.
 template <bool kAdditive, bool kCapped, class E>
-TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t keys,
-                                     const ScoreRule<SumOf<E>>& shared_rule) {
-  using T = SumOf<E>;
-  using V = Vec<T>;
-  constexpr bool kPlain = !kAdditive && !kCapped;  // the score is c s: not worth keeping
-  // Copies, because stores to a tile might change what lies in memory.
-  const ScoreRule<T> rule = shared_rule;
-  const int64_t width = x.width;
-  T* s = x.scores + column;
-  const T* additive = x.additive + column;
-  const V old_max = V::load(x.row_max + column), zero = V::fill(0);
-  V u, new_max = old_max;
+TORCH_EXT_INLINE Vec<SumOf<E>> largest_score(const ForwardScratch<E>& x, int64_t column,
+                                             int64_t keys, const ScoreRule<SumOf<E>>& rule) {
+  using V = Vec<SumOf<E>>;
+  V u, largest = V::fill(-kInfinity<SumOf<E>>);
   for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
     V score[count.value];
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
-      const int64_t at = (first + i) * width;
-      const V b = kAdditive ? V::load(additive + at) : zero;
-      score[i] = rule.template score<kAdditive, kCapped>(V::load(s + at), b, &u);
-      if constexpr (!kPlain) score[i].store(s + at);
+      const int64_t at = (first + i) * x.width + column;
+      const V b = kAdditive ? V::load(x.additive + at) : V::fill(0);
+      score[i] = rule.template score<kAdditive, kCapped>(V::load(x.scores + at), b, &u);
+      if constexpr (kAdditive || kCapped) score[i].store(x.scores + at);
     }
     if constexpr (count.value == 4)
-      new_max = max(max(max(score[0], score[1]), max(score[2], score[3])), new_max);
+      largest = max(max(max(score[0], score[1]), max(score[2], score[3])), largest);
     else
-      new_max = max(score[0], new_max);
+      largest = max(score[0], largest);
   });
+  return largest;
+}
+
+// One step of the online softmax on a vector of queries, for `keys` scores each:
+//   m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
+// m' = m where that is at most kSlack more: what was summed up then stays as it is. `has_largest`:
+// whether the largest products are known already.
+template <bool kAdditive, bool kCapped, class E>
+TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t keys,
+                                     const ScoreRule<SumOf<E>>& shared_rule, bool has_largest) {
+  using T = SumOf<E>;
+  using V = Vec<T>;
+  // Copies, because stores to a tile might change what lies in memory.
+  const ScoreRule<T> rule = shared_rule;
+  const int64_t width = x.width;
+  T* s = x.scores + column;
+  const V old_max = V::load(x.row_max + column), zero = V::fill(0);
+  const V largest = has_largest ? V::load(x.largest + column) * rule.scale
+                                : largest_score<kAdditive, kCapped>(x, column, keys, rule);
+  V new_max = max(largest, old_max);
   new_max = if_less(old_max + V::fill(kSlack), new_max, new_max, old_max);
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
   // a 0.
@@ -128,7 +141,8 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
       const V stored = V::load(s + (first + i) * width);
-      p[i] = ((kPlain ? stored * rule.scale : stored) - finite_max) * V::fill(kLog2E<T>);
+      const V score = kAdditive || kCapped ? stored : stored * rule.scale;
+      p[i] = (score - finite_max) * V::fill(kLog2E<T>);
     }
     exp2(p);
     TORCH_EXT_UNROLL
@@ -264,7 +278,7 @@ class ForwardTask {
   bool has_few_keys() const { return kTerms<E> == 1 && cut_.few_keys; }
 
   // s^T = k q^T
-  void score(const TileRange& t, const ForwardScratch<E>& x) {
+  void score(const TileRange& t, const ForwardScratch<E>& x, bool finds_largest) {
     if constexpr (kTerms<E> == 1) {
       if (has_few_keys()) {
         const StoredRows q{p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
@@ -272,8 +286,10 @@ class ForwardTask {
         return row_products<T>(t.keys, {k_.data, k_.row}, q, {x.scores, x.width}, x.q);
       }
     }
+    for (int64_t i = 0; finds_largest && i < x.width; i += V::kSize)
+      V::fill(-kInfinity<T>).store(x.largest + i);
     tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width},
-                           &ahead_);
+                           &ahead_, finds_largest ? x.largest : nullptr);
   }
 
   // `keys`: how many of the tile some tile of queries sees.
@@ -281,10 +297,13 @@ class ForwardTask {
     const Visibility seen = additive_tile<T>(p_, t, x.additive, x.spare);
     if (seen == Visibility::kNone) return;
     load_keys(t, keys);
-    score(t, x);
+    // Then the largest score is the largest product times the scale.
+    const bool finds_largest =
+        seen == Visibility::kAll && !rule_.is_capped && p_.scale >= 0 && !has_few_keys();
+    score(t, x, finds_largest);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
-        softmax_column<additive.value, capped.value>(x, i, t.keys, rule_);
+        softmax_column<additive.value, capped.value>(x, i, t.keys, rule_, finds_largest);
     });
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);

@@ -21,6 +21,10 @@ template <int kValue>
 struct Int {
   static constexpr int value = kValue;
 };
+template <bool kValue>
+struct Bool {
+  static constexpr bool value = kValue;
+};
 
 template <class T>
 void fill_zero(T* out, int64_t count) {

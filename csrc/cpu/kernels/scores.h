@@ -169,11 +169,6 @@ struct ScoreRule {
   }
 };
 
-template <bool kValue>
-struct Bool {
-  static constexpr bool value = kValue;
-};
-
 // Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand.
 template <class Use>
 TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use& use) {

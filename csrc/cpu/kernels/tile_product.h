@@ -82,7 +82,7 @@ constexpr int block_rows(int vectors) { return kBlocks[kPanelVectors - vectors].
 
 template <class E, int kRows, int kVectors, bool kAccumulate>
 TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E> b,
-                                     Rows<SumOf<E>> c) {
+                                     Rows<SumOf<E>> c, SumOf<E>* largest) {
   using T = SumOf<E>;
   constexpr int kSize = Vec<T>::kSize;
   Vec<T> sum[kRows][kVectors];
@@ -113,12 +113,21 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E
       sum[i][j].store(out);
     }
   }
+  if (!largest) return;
+  TORCH_EXT_UNROLL
+  for (int j = 0; j < kVectors; ++j) {
+    Vec<T> column = Vec<T>::load(largest + j * kSize);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < kRows; ++i) column = max(sum[i][j], column);
+    column.store(largest + j * kSize);
+  }
 }
 
 // One panel of columns, from top to bottom in blocks of block_rows, then 4, 2 and 1 rows.
 template <class E, int kVectors, bool kAccumulate>
 __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<E> a,
-                                              Rows<const E> b, Rows<SumOf<E>> c, Ahead* ahead) {
+                                              Rows<const E> b, Rows<SumOf<E>> c, Ahead* ahead,
+                                              SumOf<E>* largest) {
   const auto advance = [&](int64_t n) {
     a.data += n * a.row;
     c.data += n * c.stride;
@@ -127,56 +136,62 @@ __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broad
   constexpr int kBlockRows = block_rows(kVectors);
   while (rows >= kBlockRows) {
     if (ahead) ahead->fetch();
-    multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c, largest);
     advance(kBlockRows);
   }
   while (rows >= 4) {
-    multiply_block<E, 4, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, 4, kVectors, kAccumulate>(depth, a, b, c, largest);
     advance(4);
   }
   if (rows >= 2) {
-    multiply_block<E, 2, kVectors, kAccumulate>(depth, a, b, c);
+    multiply_block<E, 2, kVectors, kAccumulate>(depth, a, b, c, largest);
     advance(2);
   }
-  if (rows >= 1) multiply_block<E, 1, kVectors, kAccumulate>(depth, a, b, c);
+  if (rows >= 1) multiply_block<E, 1, kVectors, kAccumulate>(depth, a, b, c, largest);
 }
 
 // The panels of one chain.
 template <class E, bool kAccumulate>
 void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                    Rows<SumOf<E>> c, Ahead* ahead) {
+                    Rows<SumOf<E>> c, Ahead* ahead, SumOf<E>* largest) {
   constexpr int kSize = Vec<SumOf<E>>::kSize;
   int64_t vectors = columns / kSize;
   const auto advance = [&](int64_t n) {
     b.data += n * kSize;
     c.data += n * kSize;
+    if (largest) largest += n * kSize;
     vectors -= n;
   };
   while (vectors >= kPanelVectors) {
-    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c, ahead);
+    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c, ahead, largest);
     advance(kPanelVectors);
   }
   if constexpr (kPanelVectors > 2) {
-    if (vectors == 3) return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c, ahead);
-    if (vectors == 2) return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c, ahead);
+    if (vectors == 3)
+      return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c, ahead, largest);
+    if (vectors == 2)
+      return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c, ahead, largest);
   }
-  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c, ahead);
+  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c, ahead, largest);
 }
 
 constexpr int64_t kChain = 64;
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of
-// Vec<SumOf<E>>::kSize. `ahead`: what is fetched meanwhile.
+// Vec<SumOf<E>>::kSize. `ahead`: what is fetched meanwhile. `largest` (columns), where it is asked
+// for, becomes the larger of what it was and of its column of C.
 template <class E, bool kAccumulate>
 void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                  Rows<SumOf<E>> c, Ahead* ahead = nullptr) {
+                  Rows<SumOf<E>> c, Ahead* ahead = nullptr, SumOf<E>* largest = nullptr) {
   constexpr int64_t kSteps = kChain / kTerms<E>;
-  const auto length = [](int64_t left) { return left < kSteps ? left : kSteps; };
-  multiply_chain<E, kAccumulate>(rows, columns, length(depth), a, b, c, ahead);
-  for (int64_t k = kSteps; k < depth; k += kSteps)
-    multiply_chain<E, true>(rows, columns, length(depth - k),
-                            {a.data + k * a.depth, a.row, a.depth},
-                            {b.data + k * b.stride, b.stride}, c, ahead);
+  const auto chain = [&](int64_t k, auto accumulate) {
+    const bool is_last = depth - k <= kSteps;
+    multiply_chain<E, accumulate.value>(
+        rows, columns, is_last ? depth - k : kSteps, {a.data + k * a.depth, a.row, a.depth},
+        {b.data + k * b.stride, b.stride}, c, ahead, is_last ? largest : nullptr);
+  };
+  chain(0, Bool<kAccumulate>());
+  for (int64_t k = kSteps; k < depth; k += kSteps) chain(k, Bool<true>());
 }
 
 }  // namespace

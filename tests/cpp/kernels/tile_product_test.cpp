@@ -77,8 +77,15 @@ class TileProductTest : public testing::Test {
         const auto start = reinterpret_cast<unsigned char*>(c + i * kStride) - c_.begin();
         std::fill_n(written.begin() + start, columns * sizeof(T), true);
       }
+      std::vector<T> largest(before.begin(), before.begin() + columns);
       tile_product<E, kAccumulate>(rows, columns, depth, {elements, strides.row, strides.depth},
-                                   {b_rows, kStride}, {c, kStride});
+                                   {b_rows, kStride}, {c, kStride}, nullptr,
+                                   transposed ? largest.data() : nullptr);
+      for (int64_t j = 0; transposed && j < columns; ++j) {
+        T exact = before[j];
+        for (int64_t i = 0; i < rows; ++i) exact = std::max(exact, expected[i * kMostColumns + j]);
+        ASSERT_EQ(largest[j], exact) << j << " of " << rows << " x " << columns << " x " << depth;
+      }
       for (int64_t i = 0; i < rows; ++i)
         ASSERT_EQ(std::memcmp(c + i * kStride, &expected[i * kMostColumns], columns * sizeof(T)), 0)
             << "row " << i << " of " << rows << " x " << columns << " x " << depth
