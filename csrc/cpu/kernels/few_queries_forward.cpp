@@ -123,7 +123,8 @@ TORCH_EXT_INLINE T exp_row(const ScoreRule<T>& rule, const RowTile& t, T max, T*
   V sum = V::fill(0);
   for (int64_t j = 0; j < t.width; j += V::kSize) {
     const V x = V::load(s + j);
-    const V p = exp(hide_beyond<T>(t, j, (kIsScore ? x : x * rule.scale) - finite_max));
+    const V score = hide_beyond<T>(t, j, kIsScore ? x : x * rule.scale);
+    const V p = exp2((score - finite_max) * V::fill(kLog2E<T>));
     p.store(s + j);
     sum = sum + p;
   }

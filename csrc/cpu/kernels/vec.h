@@ -264,6 +264,13 @@ TORCH_EXT_INLINE void exp2(Vec<T> (&t)[kCount]) {
 }
 
 template <class T>
+TORCH_EXT_INLINE Vec<T> exp2(Vec<T> t) {
+  Vec<T> one[1] = {t};
+  exp2(one);
+  return one[0];
+}
+
+template <class T>
 constexpr T kLog2E = T(1.4426950408889634074);
 
 // e^x = 2^(x log2 e), at most 2^127 or 2^1023. Rounding the exponent adds at most 1.25 |x| ulp to
@@ -271,9 +278,7 @@ constexpr T kLog2E = T(1.4426950408889634074);
 template <class T>
 TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
   using V = Vec<T>;
-  V one[1] = {min(V::fill(Exp2Constants<T>::kLargest), x * V::fill(kLog2E<T>))};
-  exp2(one);
-  return one[0];
+  return exp2(min(V::fill(Exp2Constants<T>::kLargest), x * V::fill(kLog2E<T>)));
 }
 
 // tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.

@@ -20,9 +20,9 @@ TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> 
                                Vec<T> lse, Vec<T> residual, Vec<T>* u) {
   const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
   const Vec<T> log2_e = Vec<T>::fill(kLog2E<T>);
-  Vec<T> p[1] = {fma(s - lse, log2_e, Vec<T>::fill(0) - residual * log2_e)};
-  exp2(p);  // no weight is above 1
-  return unless_hidden<kAdditive>(additive, p[0]);
+  // No weight is above 1.
+  const Vec<T> p = exp2(fma(s - lse, log2_e, Vec<T>::fill(0) - residual * log2_e));
+  return unless_hidden<kAdditive>(additive, p);
 }
 
 // lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.

@@ -16,10 +16,8 @@ T vector_exp(T x) {
 }
 template <class T>
 T vector_exp2(T t) {
-  Vec<T> one[1] = {Vec<T>::fill(t)};
-  exp2(one);
   T lanes[Vec<T>::kSize];
-  one[0].store(lanes);
+  exp2(Vec<T>::fill(t)).store(lanes);
   return lanes[0];
 }
 
@@ -41,9 +39,7 @@ double largest_error(int64_t count, const Next& next) {
   T x[Vec<T>::kSize], y[Vec<T>::kSize];
   for (int64_t i = 0; i < count; i += Vec<T>::kSize) {
     for (T& value : x) value = next();
-    Vec<T> one[1] = {Vec<T>::load(x)};
-    exp2(one);
-    one[0].store(y);
+    exp2(Vec<T>::load(x)).store(y);
     for (int lane = 0; lane < Vec<T>::kSize; ++lane) {
       const Wide exact = std::exp2(static_cast<Wide>(x[lane]));
       if (exact < static_cast<Wide>(std::numeric_limits<T>::min()) && y[lane] == 0) continue;
@@ -152,9 +148,7 @@ TYPED_TEST(ExpSpecialTest, SeveralVectorsAtOnceHaveTheBitsOfEachAlone) {
     for (int i = 0; i < 4; ++i) four[i] = V::load(x + i * kSize);
     exp2(four);
     for (int i = 0; i < 4; ++i) {
-      V one[1] = {V::load(x + i * kSize)};
-      exp2(one);
-      one[0].store(alone);
+      exp2(V::load(x + i * kSize)).store(alone);
       four[i].store(together);
       EXPECT_EQ(std::memcmp(alone, together, sizeof alone), 0) << repeat << " " << i;
     }
