@@ -124,7 +124,7 @@ TORCH_EXT_INLINE T exp_row(const ScoreRule<T>& rule, const RowTile& t, T max, T*
   for (int64_t j = 0; j < t.width; j += V::kSize) {
     const V x = V::load(s + j);
     const V score = hide_beyond<T>(t, j, kIsScore ? x : x * rule.scale);
-    const V p = exp2((score - finite_max) * V::fill(kLog2E<T>));
+    const V p = exp_without_overflow(score - finite_max);
     p.store(s + j);
     sum = sum + p;
   }

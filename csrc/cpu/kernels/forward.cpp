@@ -141,10 +141,9 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
       const V stored = V::load(s + (first + i) * width);
-      const V score = kAdditive || kCapped ? stored : stored * rule.scale;
-      p[i] = (score - finite_max) * V::fill(kLog2E<T>);
+      p[i] = (kAdditive || kCapped ? stored : stored * rule.scale) - finite_max;
     }
-    exp2(p);
+    exp_without_overflow(p);
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
       p[i].store(s + (first + i) * width);

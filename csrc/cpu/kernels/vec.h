@@ -214,71 +214,74 @@ TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
 template <class T>
 constexpr T kShifter = sizeof(T) == 4 ? T(0x1.8p23) : T(0x1.8p52);
 
-// 2^r = 1 + c_1 r + c_2 r^2 + ..., c_n first: minimax for the relative error, |r| <= 1/2.
 template <class T>
-struct Exp2Constants;
+struct ExpConstants;
 
 template <>
-struct Exp2Constants<float> {
-  static constexpr int kSmallest = -127, kLargest = 127;
-  // 3.9e-9
-  static constexpr float kCoefficients[] = {1.5321138e-4f, 1.3390173e-3f, 9.6185260e-3f,
-                                            5.5503620e-2f, 2.4022648e-1f, 6.9314720e-1f};
+struct ExpConstants<float> {
+  // ln 2 in two parts: n ln2_high is exact.
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr float kSmallest = -88, kLargest = 88.3f;  // round to 2^-127 and 2^127
+  // exp(r) = 1 + r + c_2 r^2 + ..., c_n first: minimax for the relative error, 3.1e-9.
+  static constexpr float kCoefficients[] = {1.3814598646664034e-3f, 8.3687168797281399e-3f,
+                                            4.1668388045313997e-2f, 1.6666520631709497e-1f,
+                                            4.9999993447796487e-1f};
 };
 
 template <>
-struct Exp2Constants<double> {
-  static constexpr int kSmallest = -1023, kLargest = 1023;
-  // 1.9e-17
-  static constexpr double kCoefficients[] = {
-      4.436302483790899e-10, 7.07358211412865e-9,   1.0178184679004058e-7, 1.3215436594394016e-6,
-      1.5252733546770105e-5, 1.5403530454092594e-4, 1.3333558146686254e-3, 9.618129107596967e-3,
-      5.550410866482074e-2,  2.4022650695910122e-1, 6.931471805599453e-1};
+struct ExpConstants<double> {
+  static constexpr double kLn2High = 6.93147180369123816490e-1,
+                          kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kSmallest = -709, kLargest = 709.4;  // round to 2^-1023 and 2^1023
+  // The same to degree 11: 3.7e-18.
+  static constexpr double kCoefficients[] = {2.5000061602835666699e-8, 2.7630248379211443975e-7,
+                                             2.7557586373840163694e-6, 2.4801493098906550659e-5,
+                                             1.9841269506578687653e-4, 1.3888888943630112946e-3,
+                                             8.3333333334944616641e-3, 4.1666666666530159858e-2,
+                                             1.6666666666666412523e-1, 5.0000000000000106271e-1};
 };
 
-// 2^t = 2^n (1 + r p(r)), n = round(t), for t <= 127 or, for double, 1023. Error at most 1 ulp
-// wherever the result is a normal number; less may be 0. NaN gives NaN.
-// Several vectors step by step: the steps of one wait for each other, those of the others do not.
+// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite), for x <= 88.3 or,
+// for double, 709.4. Error at most 1 ulp where the result is at least twice the smallest normal
+// number; what is no normal number may be 0. NaN gives NaN. Several vectors step by step: the steps
+// of one wait for each other, those of the others do not.
 template <class T, int kCount>
-TORCH_EXT_INLINE void exp2(Vec<T> (&t)[kCount]) {
+TORCH_EXT_INLINE void exp_without_overflow(Vec<T> (&x)[kCount]) {
   using V = Vec<T>;
-  using C = Exp2Constants<T>;
+  using C = ExpConstants<T>;
   V power[kCount], r[kCount], p[kCount];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; ++i) {
-    const V bounded = max(V::fill(C::kSmallest), t[i]);
-    power[i] = bounded + V::fill(kShifter<T>);
-    r[i] = bounded - (power[i] - V::fill(kShifter<T>));
+    const V bounded = max(V::fill(C::kSmallest), x[i]);
+    power[i] = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
+    const V n = power[i] - V::fill(kShifter<T>);
+    r[i] = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
     p[i] = V::fill(C::kCoefficients[0]);
   }
-  TORCH_EXT_UNROLL
-  for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) {
+  const auto horner = [&](T coefficient) __attribute__((always_inline)) {
     TORCH_EXT_UNROLL
-    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], V::fill(C::kCoefficients[k]));
-  }
+    for (int i = 0; i < kCount; ++i) p[i] = fma(p[i], r[i], V::fill(coefficient));
+  };
+  TORCH_EXT_UNROLL
+  for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) horner(C::kCoefficients[k]);
+  horner(1);
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; ++i) {
     power[i] = power_of_two(power[i]);
-    t[i] = fma(p[i], r[i] * power[i], power[i]);
+    x[i] = fma(p[i], r[i] * power[i], power[i]);
   }
 }
-
 template <class T>
-TORCH_EXT_INLINE Vec<T> exp2(Vec<T> t) {
-  Vec<T> one[1] = {t};
-  exp2(one);
+TORCH_EXT_INLINE Vec<T> exp_without_overflow(Vec<T> x) {
+  Vec<T> one[1] = {x};
+  exp_without_overflow(one);
   return one[0];
 }
 
-template <class T>
-constexpr T kLog2E = T(1.4426950408889634074);
-
-// e^x = 2^(x log2 e), at most 2^127 or 2^1023. Rounding the exponent adds at most 1.25 |x| ulp to
-// the error.
+// The same for any x: where the result would be larger, e^88.3 or e^709.4.
 template <class T>
 TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
-  using V = Vec<T>;
-  return exp2(min(V::fill(Exp2Constants<T>::kLargest), x * V::fill(kLog2E<T>)));
+  return exp_without_overflow(min(Vec<T>::fill(ExpConstants<T>::kLargest), x));
 }
 
 // tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.

@@ -19,10 +19,8 @@ template <bool kAdditive, bool kCapped, class T>
 TORCH_EXT_INLINE Vec<T> weight(const ScoreRule<T>& rule, Vec<T> product, Vec<T> additive,
                                Vec<T> lse, Vec<T> residual, Vec<T>* u) {
   const Vec<T> s = rule.template score<kAdditive, kCapped>(product, additive, u);
-  const Vec<T> log2_e = Vec<T>::fill(kLog2E<T>);
   // No weight is above 1.
-  const Vec<T> p = exp2(fma(s - lse, log2_e, Vec<T>::fill(0) - residual * log2_e));
-  return unless_hidden<kAdditive>(additive, p);
+  return unless_hidden<kAdditive>(additive, exp_without_overflow((s - lse) - residual));
 }
 
 // lse and residual (width) of a tile of queries, as the forward wrote them; 0 beyond `queries`.
