@@ -24,8 +24,8 @@ double ulps(T got, Wide exact) {
                              std::ldexp(Wide(1), exponent - (Limits::digits - 1)));
 }
 
-// The largest error of exp over `count` numbers next(), at most kLargest. Half a unit more is allowed
-// below twice the smallest normal number, and 0 for what is no normal number.
+// The largest error of exp over `count` numbers next(), at most kLargest. Half a unit more is
+// allowed below twice the smallest normal number, and 0 for what is no normal number.
 template <class T, class Wide, class Next>
 double largest_error(int64_t count, const Next& next) {
   double largest = 0;
