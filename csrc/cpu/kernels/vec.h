@@ -221,7 +221,8 @@ template <>
 struct ExpConstants<float> {
   // ln 2 in two parts: n ln2_high is exact.
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kSmallest = -88, kLargest = 88.3f;  // round to 2^-127 and 2^127
+  static constexpr float kSmallest = -88;       // rounds to 2^-127
+  static constexpr float kLargest = 88.72283f;  // exp of more is beyond the largest number
   // exp(r) = 1 + r + c_2 r^2 + ..., c_n first: minimax for the relative error, 3.1e-9.
   static constexpr float kCoefficients[] = {1.3814598646664034e-3f, 8.3687168797281399e-3f,
                                             4.1668388045313997e-2f, 1.6666520631709497e-1f,
@@ -232,7 +233,7 @@ template <>
 struct ExpConstants<double> {
   static constexpr double kLn2High = 6.93147180369123816490e-1,
                           kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kSmallest = -709, kLargest = 709.4;  // round to 2^-1023 and 2^1023
+  static constexpr double kSmallest = -709, kLargest = 709.782712893384;
   // The same to degree 11: 3.7e-18.
   static constexpr double kCoefficients[] = {2.5000061602835666699e-8, 2.7630248379211443975e-7,
                                              2.7557586373840163694e-6, 2.4801493098906550659e-5,
@@ -241,20 +242,20 @@ struct ExpConstants<double> {
                                              1.6666666666666412523e-1, 5.0000000000000106271e-1};
 };
 
-// exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln(2) / 2 (Cody and Waite), for x <= 88.3 or,
-// for double, 709.4. Error at most 1 ulp where the result is at least twice the smallest normal
-// number; what is no normal number may be 0. NaN gives NaN. Several vectors step by step: the steps
-// of one wait for each other, those of the others do not.
+// exp(x) = 2^n p, n = round(x / ln 2) in the last bits of `shifted`, p = exp(r), |r| <= ln(2) / 2
+// (Cody and Waite). Several vectors step by step: the steps of one wait for each other, those of
+// the others do not.
 template <class T, int kCount>
-TORCH_EXT_INLINE void exp_without_overflow(Vec<T> (&x)[kCount]) {
+TORCH_EXT_INLINE void exp_parts(const Vec<T> (&x)[kCount], Vec<T> (&shifted)[kCount],
+                                Vec<T> (&p)[kCount]) {
   using V = Vec<T>;
   using C = ExpConstants<T>;
-  V power[kCount], r[kCount], p[kCount];
+  V r[kCount];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kCount; ++i) {
     const V bounded = max(V::fill(C::kSmallest), x[i]);
-    power[i] = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
-    const V n = power[i] - V::fill(kShifter<T>);
+    shifted[i] = fma(bounded, V::fill(T(1.4426950408889634074)), V::fill(kShifter<T>));
+    const V n = shifted[i] - V::fill(kShifter<T>);
     r[i] = fma(n, V::fill(-C::kLn2Low), fma(n, V::fill(-C::kLn2High), bounded));
     p[i] = V::fill(C::kCoefficients[0]);
   }
@@ -265,11 +266,17 @@ TORCH_EXT_INLINE void exp_without_overflow(Vec<T> (&x)[kCount]) {
   TORCH_EXT_UNROLL
   for (int k = 1; k < int(sizeof(C::kCoefficients) / sizeof(T)); ++k) horner(C::kCoefficients[k]);
   horner(1);
+  horner(1);
+}
+
+// exp(x) for x <= 88 or, for double, 709. Error at most 1 ulp wherever the result is a normal
+// number; less may be 0. NaN gives NaN.
+template <class T, int kCount>
+TORCH_EXT_INLINE void exp_without_overflow(Vec<T> (&x)[kCount]) {
+  Vec<T> shifted[kCount], p[kCount];
+  exp_parts(x, shifted, p);
   TORCH_EXT_UNROLL
-  for (int i = 0; i < kCount; ++i) {
-    power[i] = power_of_two(power[i]);
-    x[i] = fma(p[i], r[i] * power[i], power[i]);
-  }
+  for (int i = 0; i < kCount; ++i) x[i] = p[i] * power_of_two(shifted[i]);
 }
 template <class T>
 TORCH_EXT_INLINE Vec<T> exp_without_overflow(Vec<T> x) {
@@ -278,10 +285,16 @@ TORCH_EXT_INLINE Vec<T> exp_without_overflow(Vec<T> x) {
   return one[0];
 }
 
-// The same for any x: where the result would be larger, e^88.3 or e^709.4.
+// The same for any x; more than the largest number is that.
 template <class T>
 TORCH_EXT_INLINE Vec<T> exp(Vec<T> x) {
-  return exp_without_overflow(min(Vec<T>::fill(ExpConstants<T>::kLargest), x));
+  using V = Vec<T>;
+  const V bounded[1] = {min(V::fill(ExpConstants<T>::kLargest), x)};
+  V shifted[1], p[1];
+  exp_parts(bounded, shifted, p);
+  // 2^128, which is no number, as twice 2^127; for double likewise.
+  const V last = V::fill(kShifter<T> + std::numeric_limits<T>::max_exponent - 1);
+  return if_less(last, shifted[0], p[0] + p[0], p[0]) * power_of_two(min(last, shifted[0]));
 }
 
 // tanh(x) - x where |x| < 0.625; with coefficients of Cephes' tanhf and tanh.

@@ -1,5 +1,5 @@
-// The exponential: at most 1 ulp where the result is at least twice the smallest normal number, and
-// the values the softmax relies on exactly. The hyperbolic tangent: at most 2 ulp.
+// The exponential: at most 1 ulp wherever the result is a normal number, and the values the softmax
+// relies on exactly. The hyperbolic tangent: at most 2 ulp.
 #include <gtest/gtest.h>
 
 #include "../helpers.h"
@@ -14,18 +14,20 @@ T vector_exp(T x) {
   exp(Vec<T>::fill(x)).store(lanes);
   return lanes[0];
 }
+
 // |got - exact| in units of the last place of T at `exact`; Wide carries many more digits than T.
 template <class T, class Wide>
 double ulps(T got, Wide exact) {
   using Limits = std::numeric_limits<T>;
+  if (exact > static_cast<Wide>(Limits::max())) return got >= Limits::max() * T(0.9999) ? 0 : 1e9;
   const int exponent =
       std::max(exact > 0 ? std::ilogb(exact) : Limits::min_exponent, Limits::min_exponent - 1);
   return static_cast<double>(std::fabs(static_cast<Wide>(got) - exact) /
                              std::ldexp(Wide(1), exponent - (Limits::digits - 1)));
 }
 
-// The largest error of exp over `count` numbers next(), at most kLargest. Half a unit more is
-// allowed below twice the smallest normal number, and 0 for what is no normal number.
+// The largest error of exp over `count` numbers next(), which must not be NaN. What is no normal
+// number may be 0.
 template <class T, class Wide, class Next>
 double largest_error(int64_t count, const Next& next) {
   double largest = 0;
@@ -35,9 +37,8 @@ double largest_error(int64_t count, const Next& next) {
     exp(Vec<T>::load(x)).store(y);
     for (int lane = 0; lane < Vec<T>::kSize; ++lane) {
       const Wide exact = std::exp(static_cast<Wide>(x[lane]));
-      const Wide normal = static_cast<Wide>(std::numeric_limits<T>::min());
-      if (exact < normal && y[lane] == 0) continue;
-      const double error = ulps<T, Wide>(y[lane], exact) - (exact < 2 * normal ? 0.5 : 0);
+      if (exact < static_cast<Wide>(std::numeric_limits<T>::min()) && y[lane] == 0) continue;
+      const double error = ulps<T, Wide>(y[lane], exact);
       if (!(error <= largest)) largest = error;
       if (!(error <= 1)) {
         ADD_FAILURE() << "exp(" << x[lane] << ") = " << y[lane] << ", off by " << error << " ulp";
@@ -55,7 +56,7 @@ TEST(ExpTest, FloatIsWithinOneUlpOnEveryHundredthNumber) {
     do {
       bits += 101;
       std::memcpy(&x, &bits, sizeof x);
-    } while (!(x <= ExpConstants<float>::kLargest));
+    } while (std::isnan(x));
     return x;
   });
   EXPECT_LE(error, 1);
@@ -63,7 +64,7 @@ TEST(ExpTest, FloatIsWithinOneUlpOnEveryHundredthNumber) {
 
 TEST(ExpTest, FloatIsWithinOneUlpOnAFineGrid) {
   float x = -106;
-  EXPECT_LE((largest_error<float, double>(194 << 14, [&] { return x += 0x1p-14f; })), 1);
+  EXPECT_LE((largest_error<float, double>(196 << 14, [&] { return x += 0x1p-14f; })), 1);
 }
 
 TEST(ExpTest, DoubleIsWithinOneUlp) {
@@ -71,9 +72,9 @@ TEST(ExpTest, DoubleIsWithinOneUlp) {
   const auto largest = [&](int64_t count, double low, double high) {
     return largest_error<double, long double>(count, [&] { return random.uniform(low, high); });
   };
-  EXPECT_LE(largest(2'000'000, -748, 709.4), 1);
+  EXPECT_LE(largest(2'000'000, -748, 712), 1);
   EXPECT_LE(largest(1'000'000, -1, 1), 1);
-  EXPECT_LE(largest(200'000, -746, -707), 1);
+  EXPECT_LE(largest(200'000, -746, -708), 1);
   EXPECT_LE((largest_error<double, long double>(
                 200'000,
                 [&] {
@@ -94,7 +95,7 @@ TYPED_TEST(ExpSpecialTest, SpecialValues) {
   EXPECT_EQ(vector_exp<T>(T(-0.0)), T(1));
   EXPECT_EQ(vector_exp(-Limits::infinity()), T(0));
   EXPECT_EQ(vector_exp(Limits::lowest()), T(0));
-  EXPECT_EQ(vector_exp(Limits::infinity()), vector_exp(ExpConstants<T>::kLargest));
+  EXPECT_GT(vector_exp(Limits::infinity()), Limits::max() * T(0.9999));
   EXPECT_EQ(vector_exp(Limits::max()), vector_exp(Limits::infinity()));
 }
 
@@ -137,12 +138,13 @@ TYPED_TEST(ExpSpecialTest, SeveralVectorsAtOnceHaveTheBitsOfEachAlone) {
 TYPED_TEST(ExpSpecialTest, ReachesTheEndsOfTheRange) {
   using T = TypeParam;
   using Limits = std::numeric_limits<T>;
-  const T smallest = std::log(Limits::min()), above = smallest - smallest * Limits::epsilon();
+  const T smallest = std::log(Limits::min()), largest = std::log(Limits::max());
+  const T above = std::nextafter(std::nextafter(smallest, T(0)), T(0));
   EXPECT_GE(vector_exp(above), Limits::min());
   EXPECT_LT(vector_exp(above), Limits::min() * T(1.001));
   EXPECT_EQ(vector_exp(smallest - T(0.5)), T(0));
-  const T largest = vector_exp(ExpConstants<T>::kLargest);
-  EXPECT_TRUE(std::isfinite(largest) && largest > Limits::max() / 2);
+  EXPECT_TRUE(std::isfinite(vector_exp(std::nextafter(largest, T(0)))));
+  EXPECT_TRUE(std::isfinite(vector_exp(largest * 2)));
 }
 
 TYPED_TEST(ExpSpecialTest, TanhIsWithinTwoUlp) {
