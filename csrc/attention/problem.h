@@ -120,8 +120,8 @@ struct BackwardProblem : Problem {
   Operand grad_logsumexp;                         // (N), absent = zero
   // Results; an absent one is not computed.
   Operand grad_query, grad_key, grad_value;  // as query, key, value
-  // Accumulated into (the caller zero-fills them): float64 for float64 inputs, else float32; stride
-  // 0 wherever the input was broadcast, so that equal addresses are summed.
+  // float64 for float64 inputs, else float32; stride 0 wherever the input was broadcast: an element
+  // is the sum over all that read it.
   Operand grad_bias, grad_slopes, grad_sink;
 };
 

@@ -102,9 +102,23 @@ inline void store_rows(const Matrix& target, int64_t rows, int64_t cols,
   }
 }
 
-// Calls visit_row(head, i, sums) for every row and stores the sums.
+// x = 0 in all heads; dimensions along which x is broadcast have one element.
+inline void clear(const Problem& p, const Operand& x) {
+  if (!x) return;
+  for (int64_t head = 0; head < p.query_heads(); ++head) {
+    for (int64_t i = 0; i < (x.row_stride ? p.query_length : 1); ++i) {
+      for (int64_t j = 0; j < (x.col_stride ? p.key_length : 1); ++j) {
+        query_matrix(p, x, head).set(i, j, 0);
+      }
+    }
+  }
+}
+
+// Calls visit_row(head, i, sums) for every row and stores the sums. What heads share is cleared
+// first; rows and heads add to it.
 template <class VisitRow>
 void sum_over_rows(const BackwardProblem& p, const VisitRow& visit_row) {
+  for (const Operand* x : {&p.grad_bias, &p.grad_slopes, &p.grad_sink}) clear(p, *x);
   for (int64_t key_head = 0; key_head < p.key_heads(); ++key_head) {
     const int64_t first = key_head * p.group;
     Sums sums;

@@ -12,7 +12,7 @@ namespace torch_ext::ops {
 ForwardProblem describe(const AttentionArguments& arguments, const ForwardResult& results);
 TangentProblem describe(const TangentArguments& arguments, const TangentResult& results);
 
-// The gradients of bias, slopes and sink must be zero-filled and of the accumulation type.
+// The gradients of bias, slopes and sink must be of the accumulation type.
 BackwardProblem describe(const BackwardArguments& arguments, const BackwardResult& results);
 SecondOrderProblem describe(const SecondOrderArguments& arguments,
                             const SecondOrderResult& results);

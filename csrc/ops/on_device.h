@@ -46,19 +46,19 @@ auto fresh_results(const Device& device, const Arguments& arguments) {
   return results;
 }
 
+// A tensor of the accumulation type in the place of `gradient`, which itself is one for most dtypes.
 template <class Device>
-Tensor zero_sums(const Device& device, const Tensor& gradient) {
+Tensor unrounded(const Device& device, const Tensor& gradient) {
   if (!gradient.defined()) return gradient;
   const at::ScalarType type = accumulation_type(gradient.scalar_type());
-  if (type == gradient.scalar_type()) return gradient.zero_();
+  if (type == gradient.scalar_type()) return gradient;
   const Tensor sums = at::empty(gradient.sizes(), gradient.options().dtype(type));
   device.prepare(sums);
-  return sums.zero_();
+  return sums;
 }
 
 // Runs the problem that `arguments` and `results` describe. The gradients of bias, slopes and sink
-// are sums over the dimensions in which these are broadcast: the kernels get zero-filled tensors of
-// the accumulation type in their places and add to them; they are rounded once, when complete.
+// are sums over the dimensions in which these are broadcast: they are rounded once, when complete.
 template <class Device, class Arguments, class Result>
 void run_with_sums(const Device& device, const Arguments& arguments, const Result& results) {
   Result sums = results;
@@ -67,7 +67,7 @@ void run_with_sums(const Device& device, const Arguments& arguments, const Resul
     visit(std::get<4>(sums), std::get<4>(results));
     visit(std::get<5>(sums), std::get<5>(results));
   };
-  for_each_sum([&](Tensor& sum, const Tensor& gradient) { sum = zero_sums(device, gradient); });
+  for_each_sum([&](Tensor& sum, const Tensor& gradient) { sum = unrounded(device, gradient); });
   device.run(describe(arguments, sums));
   for_each_sum([](const Tensor& sum, const Tensor& gradient) {
     if (!sum.is_same(gradient)) gradient.copy_(sum);

@@ -217,10 +217,7 @@ struct Case : Inputs {
   }
   void fill_backward(BackwardProblem& p) {
     for (Tensor* t : {&grad.query, &grad.key, &grad.value}) *t = like(*t);
-    for (Tensor* t : {&grad.bias, &grad.slopes, &grad.sink}) {
-      *t = sum_of(*t);
-      if (*t) t->fill([] { return 0; });
-    }
+    for (Tensor* t : {&grad.bias, &grad.slopes, &grad.sink}) *t = sum_of(*t);
     fill_forward(p);
     p.grad_output = view(grad_output);
     p.grad_logsumexp = view(grad_logsumexp);

@@ -103,9 +103,9 @@ TEST(OptionsTest, WindowsAcrossChunks) {
   for (const Shape& shape : shapes)
     for (const bool bottom_right : {false, true})
       for (const int64_t left : {int64_t{2}, int64_t{500}, kUnlimited})
-        for (const char* bias : {"", "M", "HNM"}) {
+        for (const char* bias : {"", "M", "NM", "HNM"}) {
           Options o = everything();
-          o.mask = "";
+          o.mask = "N";
           o.bias = bias;
           o.left = left;
           o.right = left == 2 ? 1 : 0;
@@ -176,12 +176,14 @@ TEST(OptionsTest, ZeroSizes) {
                           {1, 2, 1, 5, 0, 3, 2}, {1, 2, 1, 5, 6, 3, 0}, {1, 2, 1, 0, 0, 3, 0},
                           {1, 2, 1, 5, 6, 0, 2}, {1, 2, 1, 5, 0, 0, 0}};
   for (const Shape& shape : shapes)
-    for (const DType dtype : kDTypes) {
-      Options o = everything();
-      o.dtype = dtype;
-      o.split_batch = shape.batch % 2 == 0;
-      expect_agreement_of(shape, o);
-    }
+    for (const DType dtype : kDTypes)
+      for (const char* bias : {"HNM", "HN", "M", "-"}) {
+        Options o = everything();
+        o.dtype = dtype;
+        o.bias = bias;
+        o.split_batch = shape.batch % 2 == 0;
+        expect_agreement_of(shape, o);
+      }
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ enum class BiasGradient {
   kNone,
   // Each cell sums a slice of its own; slices are added in the order of heads and cells.
   kPrivate,
-  // A large N x M slice: cells write disjoint parts of it; heads that share one take turns.
+  // A large N x M slice: cells write disjoint parts of it; heads that share one take turns, and the
+  // first of them writes what the others add to.
   kDirect,
 };
 
@@ -85,9 +86,12 @@ struct BackwardPlan {
     if (p.grad_key && queries.count > 1) dk_partial = queries.count * m * head_columns;
     if (p.grad_value && queries.count > 1) dv_partial = queries.count * m * value_columns;
     bool take_turns = false;
-    if (p.grad_bias && n > 0 && m > 0) {
+    const bool has_rows = n > 0 || p.grad_bias.row_stride == 0;
+    const bool has_columns = m > 0 || p.grad_bias.col_stride == 0;
+    if (p.grad_bias && has_rows && has_columns) {
       const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
-      bias_slice = 1 + (n - 1) * p.grad_bias.row_stride + (m - 1) * p.grad_bias.col_stride;
+      bias_slice = 1 + larger(0, n - 1) * p.grad_bias.row_stride +
+                   larger(0, m - 1) * p.grad_bias.col_stride;
       bias = full && bias_slice > choices().private_slice ? BiasGradient::kDirect
                                                           : BiasGradient::kPrivate;
       if (p.grad_bias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;
@@ -182,28 +186,6 @@ void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
       reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns,
                      plan.queries.count, rows, plan.value_columns, p.value_head_size, T(1),
                      p.grad_value, head_offset(p, p.grad_value, head, p.group), row, sum);
-  });
-}
-
-// Element by element over all heads and chunks of the wave, in their order: slices that several
-// heads share add up in index order.
-template <class T>
-void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
-                          BackwardPartials<T> partials, int64_t first, int64_t heads) {
-  constexpr int64_t kBlockElements = 1024;
-  const int64_t blocks = divide_up(plan.bias_slice, kBlockElements);
-  parallel_tasks(blocks, 0, [&](int64_t block, void*) {
-    const int64_t begin = block * kBlockElements,
-                  count = smaller(kBlockElements, plan.bias_slice - begin);
-    for (int64_t i = 0; i < heads * plan.bias_heads; ++i) {
-      const int64_t in_wave = i / plan.bias_heads, in_group = i % plan.bias_heads;
-      T* out = static_cast<T*>(p.grad_bias.data) + begin +
-               head_offset(p, p.grad_bias, (first + in_wave) * p.group + in_group);
-      for (int64_t chunk = 0; chunk < plan.bias_chunks(); ++chunk) {
-        const T* in = partials.bias(plan, in_wave, in_group, chunk) + begin;
-        for (int64_t e = 0; e < count; ++e) out[e] += in[e];
-      }
-    }
   });
 }
 

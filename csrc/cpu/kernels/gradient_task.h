@@ -48,35 +48,39 @@ class GradientTask {
       const int64_t count = smaller(queries, cell.query_end - query);
       return TileRange{cell.head + i / tiles, query, count, round_up(count, Vec<T>::kSize), 0, 0};
     };
-    for (int64_t h = 0; slopes && h < problem_.group; ++h) slopes[h] = 0;
-    for (int64_t i = 0; i < problem_.group * tiles; ++i) {
-      in_group_ = i / tiles;
-      if (i % tiles == 0) start_head();
-      query_tile(tile(i), tile(i + 1), next);
+    for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
+      start_head();
+      for (int64_t i = in_group_ * tiles; i < (in_group_ + 1) * tiles; ++i)
+        query_tile(tile(i), tile(i + 1), next);
       if (slopes) slopes[in_group_] = slope_sum_;
     }
     write_key_gradients();
   }
 
  private:
-  // Sums of one query head: where the cell adds its part of the bias gradient, zero unless other
-  // heads have added to it, and the gradient of the slope.
+  // Sums of one query head: the gradient of the slope, and where the cell writes its part of the
+  // bias gradient, or adds it to what is there: to zeros, or to what other heads have left.
   void start_head() {
     slope_sum_ = 0;
     const Operand& dbias = problem_.grad_bias;
-    if (plan_.bias == BiasGradient::kDirect)
-      dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, cell_.head + in_group_);
+    if (plan_.bias == BiasGradient::kDirect) {
+      const int64_t head = cell_.head + in_group_;
+      dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, head);
+      writes_dbias_ = is_first_sharing_head(problem_, dbias, head);
+    }
     if (plan_.bias != BiasGradient::kPrivate) return;
     const int64_t chunk =
         (plan_.bias_key_chunks > 1 ? cell_.key_chunk : 0) * plan_.bias_query_chunks +
         (plan_.bias_query_chunks > 1 ? cell_.query_chunk : 0);
     dbias_ = partials_.bias(plan_, cell_.in_wave, in_group_, chunk);
     if (in_group_ > 0 && plan_.bias_heads == 1) return;
-    const int64_t row_end = dbias.row_stride ? cell_.query_end : cell_.query + 1;
-    const int64_t col_end = dbias.col_stride ? cell_.key_end : cell_.key + 1;
-    for (int64_t i = cell_.query; i < row_end; ++i)
-      for (int64_t j = cell_.key; j < col_end; ++j)
-        dbias_[i * dbias.row_stride + j * dbias.col_stride] = 0;
+    zero_bias({0, cell_.query, cell_.query_end - cell_.query, 0, 0, 0}, cell_.key, cell_.key_end);
+  }
+  // Of the queries of `t` and keys [begin, end).
+  void zero_bias(TileRange t, int64_t begin, int64_t end) const {
+    t.key = begin;
+    t.keys = end - begin;
+    zero_bias_gradient(t, dbias_, problem_.grad_bias.row_stride, problem_.grad_bias.col_stride);
   }
 
   // A tile of queries with the keys of the cell that the window shows to it. `after` is the tile
@@ -89,6 +93,10 @@ class GradientTask {
     const bool is_first = t.head == cell_.head && t.query == cell_.query;
     x_.width = t.width;
     t.key = larger(cell_.key, range.begin / keys * keys);
+    if (writes_dbias_) {
+      zero_bias(t, cell_.key, smaller(t.key, cell_.key_end));
+      zero_bias(t, larger(t.key, key_end), cell_.key_end);
+    }
     if (t.key < key_end) {
       for_each_query_operand(t, read_now());
       tile_.load_queries(t);
@@ -113,12 +121,15 @@ class GradientTask {
     }
   }
 
-  // What comes after the keys of `t`: more of them up to `key_end`, results, the next tile of
-  // queries, the next cell.
+  // Where the bias gradient of `t` goes, and what comes after its keys: more of them up to `key_end`,
+  // results, the next tile of queries, the next cell.
   void look_ahead(const TileRange& t, int64_t key_end, bool is_first, const TileRange& after,
                   const Cell& next) {
     const P& p = problem_;
     ahead_.clear();
+    if (plan_.bias == BiasGradient::kDirect)
+      ahead_.add(p.grad_bias, head_offset(p, p.grad_bias, t.head) + t.key * p.grad_bias.col_stride,
+                 t.query, t.queries, t.keys);
     TileRange keys = t;
     keys.key += t.keys;
     keys.keys = smaller(plan_.cut.tile_keys, key_end - keys.key);
@@ -177,7 +188,10 @@ class GradientTask {
   void add_tile(const TileRange& t) {
     const P& p = problem_;
     const Visibility seen = tile_.compute(t);
-    if (seen == Visibility::kNone) return;
+    if (seen == Visibility::kNone) {
+      if (writes_dbias_) zero_bias(t, t.key, t.key + t.keys);
+      return;
+    }
     const int64_t width = x_.width, row = t.key - cell_.key;
     T* dk = x_.dk + row * plan_.head_columns;
     T* dv = x_.dv + row * plan_.value_columns;
@@ -201,9 +215,11 @@ class GradientTask {
       if (p.grad_query && p.direction.key)
         across(x_.s_dot, plan_.head_columns, tile_.k_dot(row), true);
     }
-    if (p.grad_bias)
-      add_bias_gradient<T>(t, x_.ds, dbias_, p.grad_bias.row_stride, p.grad_bias.col_stride,
-                           x_.spare);
+    const Operand& dbias = p.grad_bias;
+    if (writes_dbias_)
+      write_bias_gradient<T>(t, x_.ds, dbias_, dbias.row_stride, dbias.col_stride, x_.spare);
+    else if (dbias)
+      add_bias_gradient<T>(t, x_.ds, dbias_, dbias.row_stride, dbias.col_stride, x_.spare);
     if (p.grad_slopes) slope_sum_ += slope_gradient(p, t, x_.ds);
   }
 
@@ -261,6 +277,7 @@ class GradientTask {
   int64_t in_group_ = 0;  // the query head at hand
   bool has_dq_ = false;   // whether dq of the tile of queries holds anything yet
   T* dbias_ = nullptr;
+  bool writes_dbias_ = false;  // or adds to it
   double slope_sum_ = 0;
 };
 

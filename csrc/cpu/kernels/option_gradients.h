@@ -5,11 +5,27 @@
 // each part of a head, added in the order of heads and parts and rounded once.
 #pragma once
 
+#include "cpu/kernels/backward_plan.h"
 #include "cpu/kernels/row_statistics.h"
 #include "cpu/kernels/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
+
+// The first head that shares its part of `x` with `head`: index 0 along broadcast dimensions.
+TORCH_EXT_INLINE int64_t first_sharing_head(const Problem& p, const Operand& x, int64_t head) {
+  int64_t first = 0, step = 1;
+  for (int d = p.leading_dims - 1; d >= 0; --d) {
+    if (x.leading_strides[d] != 0) first += head % p.leading_sizes[d] * step;
+    head /= p.leading_sizes[d];
+    step *= p.leading_sizes[d];
+  }
+  return first;
+}
+
+TORCH_EXT_INLINE bool is_first_sharing_head(const Problem& p, const Operand& x, int64_t head) {
+  return first_sharing_head(p, x, head) == head;
+}
 
 // ---- bias ----
 
@@ -41,6 +57,48 @@ void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int
   }
 }
 
+// The same, = instead of +=, for a gradient that is not broadcast along queries or keys. Row after
+// row: 2^n columns of stores would share a few sets of the cache.
+template <class T>
+void write_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int64_t col,
+                         T* spare) {
+  transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, t.keys);
+  out += t.query * row + t.key * col;
+  for (int64_t i = 0; i < t.queries; ++i)
+    for (int64_t j = 0; j < t.keys; ++j) out[i * row + j * col] = spare[i * t.keys + j];
+}
+
+// out(i, j) = 0
+template <class T>
+void zero_bias_gradient(const TileRange& t, T* out, int64_t row, int64_t col) {
+  out += t.query * row + t.key * col;
+  for (int64_t i = 0; i < (row ? t.queries : 1); ++i)
+    for (int64_t j = 0; j < (col ? t.keys : 1); ++j) out[i * row + j * col] = 0;
+}
+
+// What the cells of a wave left, element by element over its heads and chunks in their order: heads
+// that share a slice add up in index order, and the first of them writes.
+template <class T>
+void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
+                          BackwardPartials<T> partials, int64_t first, int64_t heads) {
+  constexpr int64_t kBlockElements = 1024;
+  const int64_t blocks = divide_up(plan.bias_slice, kBlockElements);
+  parallel_tasks(blocks, 0, [&](int64_t block, void*) {
+    const int64_t begin = block * kBlockElements,
+                  count = smaller(kBlockElements, plan.bias_slice - begin);
+    for (int64_t i = 0; i < heads * plan.bias_heads; ++i) {
+      const int64_t in_wave = i / plan.bias_heads, in_group = i % plan.bias_heads;
+      const int64_t head = (first + in_wave) * p.group + in_group;
+      T* out = static_cast<T*>(p.grad_bias.data) + begin + head_offset(p, p.grad_bias, head);
+      if (is_first_sharing_head(p, p.grad_bias, head)) fill_zero(out, count);
+      for (int64_t chunk = 0; chunk < plan.bias_chunks(); ++chunk) {
+        const T* in = partials.bias(plan, in_wave, in_group, chunk) + begin;
+        for (int64_t e = 0; e < count; ++e) out[e] += in[e];
+      }
+    }
+  });
+}
+
 // ---- slopes and sinks ----
 
 // sums[0] + sums[step] + …, `parts` of them.
@@ -50,20 +108,9 @@ TORCH_EXT_INLINE double sum_parts(const double* sums, int64_t step, int64_t part
   return sum;
 }
 
-// The first head that shares its number of `x` with `head`: index 0 along broadcast dimensions.
-TORCH_EXT_INLINE int64_t first_sharing_head(const Problem& p, const Operand& x, int64_t head) {
-  int64_t first = 0, step = 1;
-  for (int d = p.leading_dims - 1; d >= 0; --d) {
-    if (x.leading_strides[d] != 0) first += head % p.leading_sizes[d] * step;
-    head /= p.leading_sizes[d];
-    step *= p.leading_sizes[d];
-  }
-  return first;
-}
-
-// x[head] += sum_of(head) for all heads.
+// x[head] = sum_of(head), summed over the heads that share it, for all heads.
 template <class T, class SumOf>
-void add_head_sums(const Problem& p, const Operand& x, const SumOf& sum_of) {
+void write_head_sums(const Problem& p, const Operand& x, const SumOf& sum_of) {
   const int64_t heads = p.query_heads();
   const Buffer buffer(heads * static_cast<int64_t>(sizeof(double)));
   double* sums = static_cast<double*>(buffer.data());
@@ -73,8 +120,8 @@ void add_head_sums(const Problem& p, const Operand& x, const SumOf& sum_of) {
     if (first < head) sums[first] += sums[head];
   }
   for (int64_t head = 0; head < heads; ++head)
-    if (first_sharing_head(p, x, head) == head)
-      row_value<T>(x, head_offset(p, x, head), 0) += static_cast<T>(sums[head]);
+    if (is_first_sharing_head(p, x, head))
+      row_value<T>(x, head_offset(p, x, head), 0) = static_cast<T>(sums[head]);
 }
 
 // -sum(ds |distance|) of a tile; hidden entries of ds are 0.
@@ -109,7 +156,7 @@ class SlopeSums {
   template <class T>
   void write(const BackwardProblem& p) const {
     if (sums_.bytes() == 0) return;
-    add_head_sums<T>(p, p.grad_slopes, [&](int64_t head) {
+    write_head_sums<T>(p, p.grad_slopes, [&](int64_t head) {
       return sum_parts(of(head / group_, 0) + head % group_, group_, cells_);
     });
   }
@@ -159,7 +206,7 @@ void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
       if (weight[i] != 0) sum -= static_cast<double>(weight[i]) * delta[i];
     sums[t.head * tiles + t.query / cut.tile_queries] = sum;
   });
-  add_head_sums<T>(p, p.grad_sink,
+  write_head_sums<T>(p, p.grad_sink,
                    [&](int64_t head) { return sum_parts(sums + head * tiles, 1, tiles); });
 }
 

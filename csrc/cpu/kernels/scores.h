@@ -127,8 +127,8 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
     T* row = additive + j * t.width;
     for (int64_t i = t.queries; i < t.width; ++i) row[i] = -kInfinity<T>;
     if (!is_inside) hide_outside_window(p, t, j, row);
-    for (int64_t i = 0; i < t.width; i += V::kSize)
-      none = none && equal_lanes(V::load(row + i), hidden) == (1u << V::kSize) - 1;
+    for (int64_t i = 0; none && i < t.width; i += V::kSize)
+      none = equal_lanes(V::load(row + i), hidden) == (1u << V::kSize) - 1;
   }
   return none ? Visibility::kNone : Visibility::kSome;
 }

@@ -100,12 +100,13 @@ class BiasTask : public GradientTask<E, Kind<Result::kBiasGradient, kSecond>> {
       const int row = i / columns, column = i % columns;
       const int64_t query = row_ * kOwn + row;
       const int64_t key = static_cast<int64_t>(column_) * kOther + column;
-      if (query >= p_.query_length || key >= p_.key_length) continue;
+      if (rows > 1 && query >= p_.query_length) continue;
+      if (columns > 1 && key >= p_.key_length) continue;
       T sum = 0;
       for (int r = row; r < (rows == 1 ? kOwn : row + 1); ++r)
         for (int c = column; c < (columns == 1 ? kOther : column + 1); ++c)
           sum += tile[r * kOther + c];
-      out[query * target.row_stride + key * target.col_stride] += sum;
+      out[query * target.row_stride + key * target.col_stride] = sum;
     }
     block_barrier();
   }

@@ -52,7 +52,7 @@ struct HeadSumsKernel {
     T total = 0;
     for (int thread = 0; thread < kThreads; ++thread) total += sums[thread];
     const int64_t head = heads.head(element, 0);
-    static_cast<T*>(result(x).data)[head_offset(p, result(x), head)] += total;
+    static_cast<T*>(result(x).data)[head_offset(p, result(x), head)] = total;
   }
 
   static TORCH_EXT_DEVICE T of_row(const Parameters& x, int64_t head, int64_t row) {

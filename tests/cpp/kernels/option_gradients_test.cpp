@@ -53,6 +53,45 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
   }
 }
 
+// Written instead of added to, and cleared: nothing beside the tile is touched.
+TYPED_TEST(BiasGradientTest, WritesAndClearsTheTileAlone) {
+  using T = TypeParam;
+  constexpr int64_t kQueries = 70, kKeys = 110;
+  const struct {
+    int64_t row, col;
+  } layouts[] = {{kKeys, 1}, {1, kQueries}, {2 * kKeys, 2}, {1, 0}, {0, 2}, {0, 0}};
+  test::Random random(10);
+  for (int repeat = 0; repeat < 500; ++repeat) {
+    TileRange t{};
+    t.queries = 1 + random.below(test::kTileQueries);
+    t.query = random.below(kQueries - t.queries + 1);
+    t.width = round_up(t.queries, Vec<T>::kSize);
+    t.keys = 1 + random.below(test::kTileKeys);
+    t.key = random.below(kKeys - t.keys + 1);
+    std::vector<T> ds(t.keys * t.width), spare(t.keys * t.queries);
+    for (T& x : ds) x = static_cast<T>(random.normal());
+    for (const auto& layout : layouts) {
+      std::vector<T> out(1 + (kQueries - 1) * layout.row + (kKeys - 1) * layout.col);
+      for (T& x : out) x = static_cast<T>(random.normal());
+      std::vector<T> zeroed = out, written = out;
+      for (int64_t i = 0; i < t.queries; ++i)
+        for (int64_t j = 0; j < t.keys; ++j) {
+          const int64_t at = (t.query + i) * layout.row + (t.key + j) * layout.col;
+          zeroed[at] = 0;
+          written[at] = ds[j * t.width + i];
+        }
+      std::vector<T> got = out;
+      zero_bias_gradient(t, got.data(), layout.row, layout.col);
+      ASSERT_EQ(got, zeroed) << "repeat " << repeat << ", strides " << layout.row << " "
+                             << layout.col;
+      if (layout.row == 0 || layout.col == 0) continue;
+      write_bias_gradient(t, ds.data(), out.data(), layout.row, layout.col, spare.data());
+      ASSERT_EQ(out, written) << "repeat " << repeat << ", strides " << layout.row << " "
+                              << layout.col;
+    }
+  }
+}
+
 template <class T>
 class SlopeGradientTest : public testing::Test {};
 TYPED_TEST_SUITE(SlopeGradientTest, Scalars);
