@@ -147,6 +147,42 @@ TEST_P(EdgeCaseTest, InfinityAndNanOutsideTheWindowReachNothing) {
   }
 }
 
+// The key after the last that any query sees, also where it is the other half of a pair of bfloat16.
+TEST_P(EdgeCaseTest, InfinityAndNanInTheFirstHiddenKeyReachNothing) {
+  for (const DType dtype : {DType::BFloat16, DType::Float32})
+    for (const int64_t n : {1, 3, 30, 65, 97, 129})
+      for (const int64_t right : {0, 1, 40}) {
+        Options options;
+        options.dtype = dtype;
+        options.right = right;
+        Case c({1, 1, 1, n, n + right + 3, 16, 16}, options);
+        for (Tensor* t : {&c.key, &c.value, &c.direction.key, &c.direction.value})
+          t->set(0, 0, n + right, 3, right ? kNan : kInf);
+        expect_agreement(c);
+        for (const auto& results : {c.run(GetParam().forward), c.run(GetParam().backward),
+                                    c.run(GetParam().tangent), c.run(GetParam().second_order)})
+          for (const Tensor& t : results)
+            if (t) t.for_each([&](auto... at) { EXPECT_TRUE(std::isfinite(t.get(at...))); });
+      }
+}
+
+// Weights of 0 do not carry inf and NaN of the values into an output that is 0.
+TEST_P(EdgeCaseTest, RowsWhoseScoresAreAllMinusInfinityAreZero) {
+  for (const DType dtype : {DType::BFloat16, DType::Float32})
+    for (const int64_t n : {1, 20})
+      for (const int64_t m : {2, 128, 300, 4096}) {
+        Options options;
+        options.dtype = dtype;
+        Case c({1, 1, 1, n, m, 1, 16}, options);
+        c.query.fill([] { return 1; });
+        c.key.fill([] { return -kInf; });
+        c.value.set(0, 0, 1, 3, kNan);
+        const auto forward = c.run(GetParam().forward);
+        forward[0].for_each([&](auto... at) { EXPECT_EQ(forward[0].get(at...), 0); });
+        forward[1].for_each([&](auto... at) { EXPECT_EQ(forward[1].get(at...), -kInf); });
+      }
+}
+
 TEST_P(EdgeCaseTest, VisibleInfinityAndNanReachWhatTheySay) {
   for (const double poison : {kInf, -kInf, kNan})
     for (const char* mask : {"", "NM"}) {

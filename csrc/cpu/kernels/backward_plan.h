@@ -33,6 +33,17 @@ struct Cell {
   int64_t query_chunk = 0, query = 0, query_end = 0;
 };
 
+// How many key heads in a row there are of which no two share a part of the bias.
+TORCH_EXT_INLINE int64_t heads_apart(const BackwardProblem& p) {
+  int64_t heads = 1;
+  for (int d = p.leading_dims - 1; d >= 0; --d) {
+    const int64_t size = d == p.leading_dims - 1 ? p.leading_sizes[d] / p.group : p.leading_sizes[d];
+    if (size > 1 && p.grad_bias.leading_strides[d] == 0) break;
+    heads *= size;
+  }
+  return heads;
+}
+
 template <class T>
 struct BackwardPlan {
   bool keeps_rows;  // the second order: gradient_tile.h
@@ -85,7 +96,7 @@ struct BackwardPlan {
     if (p.grad_query && keys.count > 1) dq_partial = p.group * keys.count * n * head_columns;
     if (p.grad_key && queries.count > 1) dk_partial = queries.count * m * head_columns;
     if (p.grad_value && queries.count > 1) dv_partial = queries.count * m * value_columns;
-    bool take_turns = false;
+    int64_t most_heads = p.key_heads();
     const bool has_rows = n > 0 || p.grad_bias.row_stride == 0;
     const bool has_columns = m > 0 || p.grad_bias.col_stride == 0;
     if (p.grad_bias && has_rows && has_columns) {
@@ -98,12 +109,10 @@ struct BackwardPlan {
       if (p.grad_bias.col_stride == 0) bias_key_chunks = keys.count;
       if (p.grad_bias.row_stride == 0) bias_query_chunks = queries.count;
       if (bias == BiasGradient::kPrivate) bias_partial = bias_heads * bias_chunks() * bias_slice;
-      for (int d = 0; d < p.leading_dims; ++d)
-        take_turns |= bias == BiasGradient::kDirect && p.leading_sizes[d] > 1 &&
-                      p.grad_bias.leading_strides[d] == 0;
+      if (bias == BiasGradient::kDirect) most_heads = heads_apart(p);
     }
     const int64_t bytes = partial() * static_cast<int64_t>(sizeof(T));
-    wave = take_turns ? 1 : heads_at_once(p.key_heads(), bytes);
+    wave = heads_at_once(most_heads, bytes);
   }
 };
 

@@ -48,15 +48,15 @@ struct RowTile {
 template <class T>
 Visibility additive_rows(const Problem& transposed, const RowTile& t, T* additive, T* spare) {
   const int64_t queries = transposed.key_length;
-  Visibility seen = Visibility::kNone;
+  bool all = true, none = true;
   for (int64_t h = 0; h < t.heads; ++h) {
     const TileRange tile{t.head + h, t.key, t.keys, t.width, 0, queries};
-    const Visibility one =
+    const Visibility seen =
         additive_tile<T>(transposed, tile, additive + h * queries * t.width, spare);
-    if (one == Visibility::kAll) return one;  // nothing is ever added: the same for every head
-    if (one == Visibility::kSome) seen = one;
+    all = all && seen == Visibility::kAll;
+    none = none && seen == Visibility::kNone;
   }
-  return seen;
+  return all ? Visibility::kAll : none ? Visibility::kNone : Visibility::kSome;
 }
 
 // x *= z, a tile (rows, width). `z` holds (keys, N).

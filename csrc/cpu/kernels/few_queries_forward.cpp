@@ -214,6 +214,8 @@ void finish_row(const ForwardProblem& p, int64_t head, int64_t query, T* partial
       if (chunk.sum() != 0) row.add(chunk.o, chunk.max(), chunk.sum());
     }
   }
+  // Weights of 0 may have met inf or NaN.
+  if (row.sum() == 0) fill_zero(row.o, columns);
   const T factor = row.sum() == 0 ? T(0) : T(1) / row.sum();
   write_rows<T>(row.o, columns, 1, p.value_head_size, factor, p.output,
                 head_offset(p, p.output, head), query);

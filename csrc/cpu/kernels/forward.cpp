@@ -169,11 +169,13 @@ void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
   }
 }
 
-// o / l, and logsumexp.
+// o / l, and logsumexp. Where l is 0 so is o, though weights of 0 may have met inf or NaN.
 template <class E>
 void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
   using T = SumOf<E>;
   if (!*x.is_started) fill_zero(x.o, t.queries * x.columns);
+  for (int64_t i = 0; i < t.queries; ++i)
+    if (x.row_sum[i] == 0) fill_zero(x.o + i * x.columns, x.columns);
   const auto inverse = [&](int64_t i) { return x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i]; };
   write_scaled_rows<T>(x.o, x.columns, t.queries, p.value_head_size, inverse, p.output,
                        head_offset(p, p.output, t.head), t.query);

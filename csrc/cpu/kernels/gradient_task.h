@@ -103,7 +103,8 @@ class GradientTask {
     }
     has_dq_ = false;
     for (; t.key < key_end; t.key += keys) {
-      t.keys = smaller(keys, key_end - t.key);
+      // Whole elements: the other half of a pair may be a key of the cell that is hidden.
+      t.keys = smaller(smaller(keys, cell_.key_end - t.key), round_up(key_end - t.key, kTerms<E>));
       if (is_first) for_each_key_operand(t, read_now());
       look_ahead(t, key_end, is_first, after, next);
       add_tile(t);

@@ -236,7 +236,7 @@ class GradientTile {
     unless_hidden<kAdditive>(additive, ds).store(x_.ds + entry);
     unless_hidden<kAdditive>(additive, slope * first).store(x_.s_dot + entry);
     if constexpr (kCapped) {
-      const V bend = V::fill(-2) * u * slope / rule_.cap;
+      const V bend = u * slope * rule_.minus_two_by_cap;
       unless_hidden<kAdditive>(additive, fma(bend * s0_dot, first, slope * ds))
           .store(x_.ds0 + entry);
     }

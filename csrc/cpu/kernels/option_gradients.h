@@ -27,6 +27,14 @@ TORCH_EXT_INLINE bool is_first_sharing_head(const Problem& p, const Operand& x, 
   return first_sharing_head(p, x, head) == head;
 }
 
+// `x`, of queries i, i + 1, …, but 0 for those from `queries` on.
+template <class T>
+TORCH_EXT_INLINE Vec<T> before(int64_t queries, int64_t i, Vec<T> x) {
+  using V = Vec<T>;
+  const V query = V::fill(static_cast<T>(i)) + V::iota();
+  return if_less(query, V::fill(static_cast<T>(queries)), x, V::fill(0));
+}
+
 // ---- bias ----
 
 // out(i, j) += ds(i, j), out(i, j) at out[i * row + j * col] with stride 0 where broadcast. ds lies
@@ -35,6 +43,7 @@ TORCH_EXT_INLINE bool is_first_sharing_head(const Problem& p, const Operand& x, 
 template <class T>
 void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int64_t col,
                        T* spare) {
+  using V = Vec<T>;
   out += t.query * row + t.key * col;
   if (row != 0 && col != 0) {
     transpose_tile<T, T>({ds, t.width, 1}, t.keys, t.queries, spare, t.keys);
@@ -50,9 +59,10 @@ void add_bias_gradient(const TileRange& t, const T* ds, T* out, int64_t row, int
       for (int64_t i = 0; i < t.queries; ++i) out[i * row] += ds[j * t.width + i];
   } else {
     for (int64_t j = 0; j < t.keys; ++j) {
-      T sum = 0;
-      for (int64_t i = 0; i < t.queries; ++i) sum += ds[j * t.width + i];
-      out[j * col] += sum;
+      V sum = V::fill(0);
+      for (int64_t i = 0; i < t.width; i += V::kSize)
+        sum = sum + before(t.queries, i, V::load(ds + j * t.width + i));
+      out[j * col] += sum_lanes(sum);
     }
   }
 }
@@ -133,8 +143,7 @@ double slope_gradient(const Problem& p, const TileRange& t, const T* ds) {
     V column = V::fill(0);
     for (int64_t j = 0; j < t.keys; ++j)
       column = fma(V::load(ds + j * t.width + i), abs(distances<T>(p, t, j, i)), column);
-    const V query = V::fill(static_cast<T>(i)) + V::iota();
-    sum = sum + if_less(query, V::fill(static_cast<T>(t.queries)), column, V::fill(0));
+    sum = sum + before(t.queries, i, column);
   }
   return -static_cast<double>(sum_lanes(sum));
 }

@@ -42,6 +42,8 @@ void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t 
         const auto values = load_block_row(from + c, T());
         __builtin_memcpy(to + c, &values, sizeof values);
       });
+    else if (in.col == 0)
+      for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(*from);
     else
       for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
   }

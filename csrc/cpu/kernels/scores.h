@@ -30,7 +30,7 @@ TORCH_EXT_INLINE bool is_inside_window(const Problem& p, const TileRange& t) {
 }
 
 enum class Visibility {
-  kAll,   // nothing to add, nothing hidden
+  kAll,   // nothing to add but 0, nothing hidden
   kSome,  // add the additive tile
   kNone,  // every entry is hidden: skip the tile
 };
@@ -99,8 +99,8 @@ TORCH_EXT_INLINE void hide_outside_window(const Problem& p, const TileRange& t, 
   }
 }
 
-// Fills `additive` (keys x width) unless nothing of the tile needs it. Columns beyond `queries` are
-// hidden. `spare` has the size of the tile.
+// Fills `additive` (keys x width) unless no option needs it. Columns beyond `queries` are hidden.
+// `spare` has the size of the tile.
 template <class T>
 Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* spare) {
   using V = Vec<T>;
@@ -122,33 +122,46 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
       if_equal(V::load(spare + i), hidden, hidden, V::load(additive + i)).store(additive + i);
   }
   if (p.slopes) subtract_slope(p, t, head_value<T>(p, p.slopes, t.head), additive);
-  bool none = true;
+  constexpr uint32_t kLanes = (1u << V::kSize) - 1;
+  bool none = true, only_zeros = true;
   for (int64_t j = 0; j < t.keys; ++j) {
     T* row = additive + j * t.width;
     for (int64_t i = t.queries; i < t.width; ++i) row[i] = -kInfinity<T>;
     if (!is_inside) hide_outside_window(p, t, j, row);
-    for (int64_t i = 0; none && i < t.width; i += V::kSize)
-      none = equal_lanes(V::load(row + i), hidden) == (1u << V::kSize) - 1;
+    for (int64_t i = 0; (none || only_zeros) && i < t.width; i += V::kSize) {
+      const uint32_t queries = (1u << smaller(V::kSize, larger(0, t.queries - i))) - 1;
+      none = none && equal_lanes(V::load(row + i), hidden) == kLanes;
+      only_zeros = only_zeros && (equal_lanes(V::load(row + i), V::fill(0)) & queries) == queries;
+    }
   }
-  return none ? Visibility::kNone : Visibility::kSome;
+  if (none) return Visibility::kNone;
+  return only_zeros ? Visibility::kAll : Visibility::kSome;
 }
 
 // How scores come from products of queries and keys.
 template <class T>
 struct ScoreRule {
-  Vec<T> scale, cap;
+  Vec<T> scale, cap, scale_by_cap, minus_two_by_cap;
   bool is_capped;
 
   explicit TORCH_EXT_INLINE ScoreRule(const Problem& p)
       : scale(Vec<T>::fill(static_cast<T>(p.scale))),
         cap(Vec<T>::fill(static_cast<T>(p.softcap))),
+        scale_by_cap(Vec<T>::fill(finite(p.scale / p.softcap))),
+        minus_two_by_cap(Vec<T>::fill(finite(-2 / p.softcap))),
         is_capped(p.softcap > 0) {}
 
   // softcap(c q k) and, where capped, u = tanh(c q k / softcap).
   TORCH_EXT_INLINE Vec<T> capped(Vec<T> product, Vec<T>* u) const {
-    *u = tanh(product * scale / cap);
+    *u = tanh(product * scale_by_cap);
     return *u * cap;
   }
+  // So that a product of 0 has a score of 0.
+  static T finite(double x) {
+    constexpr double kLargest = std::numeric_limits<T>::max();
+    return static_cast<T>(std::fmax(-kLargest, std::fmin(kLargest, x)));
+  }
+
   // The slope of softcap: t = 1 - u^2 = (1 - u)(1 + u).
   static TORCH_EXT_INLINE Vec<T> cap_slope(Vec<T> u) {
     return (Vec<T>::fill(1) - u) * (Vec<T>::fill(1) + u);

@@ -40,7 +40,7 @@ class TangentTask {
   }
 
   void run(TileRange t) {
-    x_.width = t.width;
+    x_.width = t.width = round_up(t.queries, Vec<T>::kSize);
     const Direction& direction = p_.direction;
     pack_transposed<T>(p_.query, head_offset(p_, p_.query, t.head), t.query, t.queries,
                        p_.head_size, x_.q, t.width);

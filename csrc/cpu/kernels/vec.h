@@ -199,7 +199,7 @@ TORCH_EXT_INLINE Vec<T> fma_unless_zero(Vec<T> a, Vec<T> b, Vec<T> c) {
   return if_equal(b, Vec<T>::fill(0), c, fma(a, b, c));
 }
 
-// Sum and largest of the lanes, always in the same order.
+// Always in the same order.
 template <class T>
 TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
   T lanes[Vec<T>::kSize];
@@ -318,7 +318,7 @@ TORCH_EXT_INLINE Vec<double> tanh_tail(Vec<double> x) {
   return p / q * z * x;
 }
 
-// Error at most 2 ulp. Large x gives 1: exp is infinite there.
+// Error at most 2 ulp. Large x gives 1: 2 / exp(2 x) is below half an ulp.
 template <class T>
 TORCH_EXT_INLINE Vec<T> tanh(Vec<T> x) {
   using V = Vec<T>;

@@ -91,6 +91,22 @@ TEST(BackwardPlanTest, BiasGradientsThatHeadsShareTakeTurns) {
   p.grad_bias.leading_strides[0] = 0;
   EXPECT_EQ(BackwardPlan<float>(p).bias, BiasGradient::kDirect);
   EXPECT_EQ(BackwardPlan<float>(p).wave, 1);
+  p.group = 8;  // one key head: its query heads take turns anyway
+  EXPECT_EQ(heads_apart(p), 1);
+  p.group = 2;
+  p.leading_dims = 3;  // (5, 3, 8), shared along the first or the second
+  p.leading_sizes[0] = 5;
+  p.leading_sizes[1] = 3;
+  p.leading_sizes[2] = 8;
+  int64_t* strides = p.grad_bias.leading_strides;
+  strides[0] = 0, strides[1] = 8 * 1000 * 1000, strides[2] = 1000 * 1000;
+  EXPECT_EQ(heads_apart(p), 3 * 4);
+  strides[0] = strides[1], strides[1] = 0;
+  EXPECT_EQ(heads_apart(p), 4);
+  EXPECT_EQ(BackwardPlan<float>(p).wave, 4);
+  strides[2] = 0;
+  EXPECT_EQ(heads_apart(p), 1);
+  p = problem(1000, 1000, 8);
   ask_for_bias(p, 0, 0, 1);
   EXPECT_EQ(BackwardPlan<float>(p).bias, BiasGradient::kPrivate);
   EXPECT_EQ(BackwardPlan<float>(p).bias_slice, 1000);
