@@ -37,7 +37,8 @@ struct Cell {
 TORCH_EXT_INLINE int64_t heads_apart(const BackwardProblem& p) {
   int64_t heads = 1;
   for (int d = p.leading_dims - 1; d >= 0; --d) {
-    const int64_t size = d == p.leading_dims - 1 ? p.leading_sizes[d] / p.group : p.leading_sizes[d];
+    const int64_t size =
+        d == p.leading_dims - 1 ? p.leading_sizes[d] / p.group : p.leading_sizes[d];
     if (size > 1 && p.grad_bias.leading_strides[d] == 0) break;
     heads *= size;
   }
@@ -101,8 +102,8 @@ struct BackwardPlan {
     const bool has_columns = m > 0 || p.grad_bias.col_stride == 0;
     if (p.grad_bias && has_rows && has_columns) {
       const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
-      bias_slice = 1 + larger(0, n - 1) * p.grad_bias.row_stride +
-                   larger(0, m - 1) * p.grad_bias.col_stride;
+      bias_slice =
+          1 + larger(0, n - 1) * p.grad_bias.row_stride + larger(0, m - 1) * p.grad_bias.col_stride;
       bias = full && bias_slice > choices().private_slice ? BiasGradient::kDirect
                                                           : BiasGradient::kPrivate;
       if (p.grad_bias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;

@@ -9,7 +9,7 @@
 
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/row_products.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/visible_products.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -102,8 +102,7 @@ template <class T>
 void score_tile(const Problem& p, const Cut& cut, const TileRange& t, Rows<const T> k, const T* q,
                 T* out, T* spare, Ahead* ahead = nullptr) {
   if (!cut.few_queries && !cut.few_keys)
-    return tile_product<T, false>(t.keys, t.width, p.head_size, {k.data, k.stride, 1}, {q, t.width},
-                                  {out, t.width}, ahead);
+    return product_of_seen<T, false>(p, t, p.head_size, {k.data, k.stride, 1}, q, out, ahead);
   T *const row = spare, *const scores = spare + round_up(p.head_size, Vec<T>::kSize);
   fill_zero(row, scores - row);
   fill_zero(out, t.keys * t.width);

@@ -8,7 +8,7 @@
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/logsumexp.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/visible_products.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -289,8 +289,8 @@ class ForwardTask {
     }
     for (int64_t i = 0; finds_largest && i < x.width; i += V::kSize)
       V::fill(-kInfinity<T>).store(x.largest + i);
-    tile_product<E, false>(t.keys, x.width, x.depth, k_, {x.q, x.width}, {x.scores, x.width},
-                           &ahead_, finds_largest ? x.largest : nullptr);
+    product_of_seen<E, false>(p_, t, x.depth, k_, x.q, x.scores, &ahead_,
+                              finds_largest ? x.largest : nullptr);
   }
 
   // `keys`: how many of the tile some tile of queries sees.
@@ -304,7 +304,8 @@ class ForwardTask {
     score(t, x, finds_largest);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x.width; i += V::kSize)
-        softmax_column<additive.value, capped.value>(x, i, t.keys, rule_, finds_largest);
+        softmax_column<additive.value, capped.value>(x, i, keys_seen(p_, t, i / kStep * kStep),
+                                                     rule_, finds_largest);
     });
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);
@@ -313,9 +314,8 @@ class ForwardTask {
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
     const auto add = [&](auto accumulate) {
-      weighted_sum<E, accumulate.value>(t.queries, x.columns, t.keys, weights, seen,
-                                        {x.additive, 1, x.width}, v_, {x.o, x.columns}, x.spare_v,
-                                        &ahead_);
+      sum_over_keys<E, accumulate.value>(p_, t, weights, {seen, x.additive}, v_, {x.o, x.columns},
+                                         x.spare_v, &ahead_);
     };
     if (*x.is_started) {
       rescale_output(x, t.queries);

@@ -122,8 +122,8 @@ class GradientTask {
     }
   }
 
-  // Where the bias gradient of `t` goes, and what comes after its keys: more of them up to `key_end`,
-  // results, the next tile of queries, the next cell.
+  // Where the bias gradient of `t` goes, and what comes after its keys: more of them up to
+  // `key_end`, results, the next tile of queries, the next cell.
   void look_ahead(const TileRange& t, int64_t key_end, bool is_first, const TileRange& after,
                   const Cell& next) {
     const P& p = problem_;
@@ -196,13 +196,16 @@ class GradientTask {
     const int64_t width = x_.width, row = t.key - cell_.key;
     T* dk = x_.dk + row * plan_.head_columns;
     T* dv = x_.dv + row * plan_.value_columns;
+    const Hidden<T> hidden{seen, x_.additive};
     const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out, bool add) {
       const auto a = factor_over_queries<E>(weights, t.keys, t.queries, width, x_.weights);
-      sum(add, t.keys, columns, t.queries, a, seen, {x_.additive, width, 1}, b, out);
+      const auto sum = add ? sum_over_queries<E, true> : sum_over_queries<E, false>;
+      sum(p, t, a, hidden, b, {out, columns}, x_.spare_right, &ahead_);
     };
     const auto across = [&](const T* weights, int64_t columns, Rows<const E> b, bool add) {
       const auto a = factor_over_keys<E>(weights, t.keys, width, x_.weights);
-      sum(add, t.queries, columns, t.keys, a, seen, {x_.additive, 1, width}, b, x_.dq);
+      const auto sum = add ? sum_over_keys<E, true> : sum_over_keys<E, false>;
+      sum(p, t, a, hidden, b, {x_.dq, columns}, x_.spare_right, &ahead_);
     };
     bool& is_started = x_.is_started[row / plan_.cut.tile_keys];
     if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv, is_started);
@@ -232,17 +235,6 @@ class GradientTask {
   // Where the tile of keys ends that begins at `row`.
   int64_t end_of_tile(int64_t row) const {
     return smaller(row + plan_.cut.tile_keys, cell_.key_end - cell_.key);
-  }
-
-  // out += a b, or = where nothing was added to it yet.
-  void sum(bool add, int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a, Visibility seen,
-           Broadcast<T> additive, Rows<const E> b, T* out) {
-    if (add)
-      weighted_sum<E, true>(rows, columns, terms, a, seen, additive, b, {out, columns},
-                            x_.spare_right, &ahead_);
-    else
-      weighted_sum<E, false>(rows, columns, terms, a, seen, additive, b, {out, columns},
-                             x_.spare_right, &ahead_);
   }
 
   void write_key_gradients() {

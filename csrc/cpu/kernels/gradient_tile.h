@@ -126,7 +126,7 @@ class GradientTile {
         if constexpr (kSecondOrder)
           second_order_column<additive.value, capped.value>(i, t.keys);
         else
-          backward_column<additive.value, capped.value>(i, t.keys);
+          backward_column<additive.value, capped.value>(i, keys_wanted(t, i));
       }
     });
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
@@ -162,9 +162,13 @@ class GradientTile {
   template <bool kAccumulate>
   void product(const TileRange& t, Broadcast<E> a, int64_t row, const E* b, int64_t depth,
                T* out) const {
-    tile_product<E, kAccumulate>(t.keys, t.width, elements<E>(depth),
-                                 {a.data + row * a.row, a.row, a.depth}, {b, t.width},
-                                 {out, t.width}, &ahead_);
+    product_of_seen<E, kAccumulate>(p_, t, elements<E>(depth),
+                                    {a.data + row * a.row, a.row, a.depth}, b, out, &ahead_);
+  }
+
+  // How many keys of the tile ds is wanted of: bias and slopes take all.
+  int64_t keys_wanted(const TileRange& t, int64_t column) const {
+    return p_.grad_bias || p_.grad_slopes ? t.keys : keys_seen(p_, t, column / kStep * kStep);
   }
 
   // Whether queries are read as they lie. The second order has more products, which transposition

@@ -216,7 +216,7 @@ void sink_gradient(const P& p, RowStatistics<SumOf<E>> rows) {
     sums[t.head * tiles + t.query / cut.tile_queries] = sum;
   });
   write_head_sums<T>(p, p.grad_sink,
-                   [&](int64_t head) { return sum_parts(sums + head * tiles, 1, tiles); });
+                     [&](int64_t head) { return sum_parts(sums + head * tiles, 1, tiles); });
 }
 
 }  // namespace

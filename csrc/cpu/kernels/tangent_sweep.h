@@ -127,8 +127,7 @@ class TangentTask {
 
   template <bool kAccumulate>
   void score_product(const TileRange& t, Rows<const T> a, const T* b, int64_t depth, T* out) {
-    tile_product<T, kAccumulate>(t.keys, t.width, depth, {a.data, a.stride, 1}, {b, t.width},
-                                 {out, t.width});
+    product_of_seen<T, kAccumulate>(p_, t, depth, {a.data, a.stride, 1}, b, out, nullptr);
   }
 
   // dp^T = v do^T,  dp'^T = v' do^T
@@ -145,8 +144,8 @@ class TangentTask {
   }
 
   void add_to_output(const TileRange& t, Visibility seen, const T* weights, Rows<const T> v) {
-    weighted_sum<T>(t.queries, x_.columns, t.keys, {weights, 1, t.width}, seen,
-                    {x_.additive, 1, t.width}, v, {x_.o_dot, x_.columns}, x_.spare);
+    sum_over_keys<T, true>(p_, t, {weights, 1, t.width}, {seen, x_.additive}, v,
+                           {x_.o_dot, x_.columns}, x_.spare, nullptr);
   }
 
   // s -> p and q' k^T + q k'^T -> p (s' - origin) for a vector of queries, and their moments.

@@ -2,7 +2,7 @@
 // propagates.
 #include <gtest/gtest.h>
 
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/visible_products.h"
 #include "elements.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

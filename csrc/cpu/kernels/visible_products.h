@@ -1,0 +1,165 @@
+// The products of a tile that may be partly hidden.
+//
+// What a causal limit hides from whole steps of queries is left out of every product: of the
+// scores, whose entries there stay as they were, and of the sums over keys or queries, where their
+// weights would be 0. The terms that are left keep their order, so the bits are those of the whole
+// product.
+#pragma once
+
+#include "cpu/kernels/scores.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
+namespace {
+
+// ---- what a right limit of the window leaves of a tile ----
+
+// Queries that such a limit is applied to together: a vector, or two.
+constexpr int64_t kStep = 16;
+
+// How many of the first keys of a tile queries [i, i + kStep) of it see, in whole steps.
+TORCH_EXT_INLINE int64_t keys_seen(const Problem& p, const TileRange& t, int64_t i) {
+  const int64_t last = t.query + smaller(i + kStep, t.queries) - 1;
+  return smaller(t.keys, round_up(larger(0, last + p.offset + p.right + 1 - t.key), kStep));
+}
+
+// use(i, width, keys) for queries [i, i + width) of a tile that see its first `keys`.
+template <class Use>
+TORCH_EXT_INLINE void for_each_step_of_queries(const Problem& p, const TileRange& t,
+                                               const Use& use) {
+  for (int64_t i = 0, end; i < t.width; i = end) {
+    const int64_t keys = keys_seen(p, t, i);
+    for (end = i + kStep; end < t.width && keys_seen(p, t, end) == keys;) end += kStep;
+    use(i, smaller(end, t.width) - i, keys);
+  }
+}
+
+// use(j, keys, i) for keys [j, j + keys) of a tile that queries from i on see, t.width if none
+// does.
+template <class Use>
+TORCH_EXT_INLINE void for_each_step_of_keys(const Problem& p, const TileRange& t, const Use& use) {
+  int64_t i = 0;
+  for (int64_t j = 0, end; j < t.keys; j = end) {
+    while (i < t.width && keys_seen(p, t, i) <= j) i += kStep;
+    end = i < t.width ? keys_seen(p, t, i) : t.keys;
+    use(j, end - j, i);
+  }
+}
+
+// out (keys x width) = or += A (keys x depth) B (depth x width), A of the keys, B of the queries.
+// `largest`: tile_product.h.
+template <class E, bool kAccumulate>
+void product_of_seen(const Problem& p, const TileRange& t, int64_t depth, Broadcast<E> a,
+                     const E* b, SumOf<E>* out, Ahead* ahead, SumOf<E>* largest = nullptr) {
+  for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
+    tile_product<E, kAccumulate>(keys, width, depth, a, {b + i, t.width}, {out + i, t.width}, ahead,
+                                 largest ? largest + i : nullptr);
+  });
+}
+
+// ---- where hidden entries may meet inf or NaN ----
+
+// `count` is a whole number of vectors.
+template <class T>
+bool all_finite(const T* row, int64_t count) {
+  using V = Vec<T>;
+  V zero = V::fill(0);  // a lane stays 0 unless some x * 0 is NaN
+  for (int64_t i = 0; i < count; i += V::kSize) zero = fma(V::load(row + i), V::fill(0), zero);
+  return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
+}
+
+// C = or += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the
+// tile at the same entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach
+// C. Rows of B that hold inf or NaN are therefore left out of the product and added for the visible
+// entries alone. `spare` holds depth x columns.
+template <class E, class Product>
+void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                        Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
+                        const Product& product) {
+  using T = SumOf<E>;
+  const int64_t depth = elements<E>(terms);
+  bool finite = true;
+  for (int64_t k = 0; k < depth && finite; ++k) finite = all_finite(b.data + k * b.stride, columns);
+  if (finite) return product(b);
+
+  for (int64_t k = 0; k < depth; ++k) {
+    const E* row = b.data + k * b.stride;
+    const bool keep = all_finite(row, columns);
+    for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = keep ? row[j] : E{0};
+  }
+  product(Rows<const E>{spare, columns});
+  for (int64_t term = 0; term < terms; ++term) {
+    const int64_t k = term / kTerms<E>, part = term % kTerms<E>;
+    const E* row = b.data + k * b.stride;
+    if (all_finite(row, columns)) continue;
+    for (int64_t i = 0; i < rows; ++i) {
+      if (additive.data[i * additive.row + term * additive.depth] == -kInfinity<T>) continue;
+      const T weight = term_of(a.data[i * a.row + k * a.depth], part);
+      for (int64_t j = 0; j < columns; ++j)
+        c.data[i * c.stride + j] += weight * term_of(row[j], part);
+    }
+  }
+}
+
+template <class E, bool kAccumulate = true>
+void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
+                         Ahead* ahead) {
+  product_of_visible<E>(rows, columns, terms, a, additive, b, c, spare, [&](Rows<const E> finite) {
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, finite, c, ahead);
+  });
+}
+
+// C = or += A B; the tile's visibility says whether hidden entries need care.
+template <class E, bool kAccumulate = true>
+TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
+                                   Visibility seen, Broadcast<SumOf<E>> additive, Rows<const E> b,
+                                   Rows<SumOf<E>> c, E* spare, Ahead* ahead = nullptr) {
+  if (seen == Visibility::kAll)
+    tile_product<E, kAccumulate>(rows, columns, elements<E>(terms), a, b, c, ahead);
+  else
+    tile_product_hidden<E, kAccumulate>(rows, columns, terms, a, additive, b, c, spare, ahead);
+}
+
+// ---- sums over the keys and over the queries of a tile of weights ----
+
+template <class T>
+struct Hidden {
+  Visibility seen;
+  const T* additive;  // (keys, width), where some entries are hidden
+};
+
+// C (queries x c.stride) = or += A (queries x keys) B (keys x c.stride)
+template <class E, bool kAccumulate>
+void sum_over_keys(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
+                   Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
+  for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
+    const int64_t queries = smaller(width, t.queries - i);
+    SumOf<E>* out = c.data + i * c.stride;
+    if (keys > 0)
+      weighted_sum<E, kAccumulate>(queries, c.stride, keys, {a.data + i * a.row, a.row, a.depth},
+                                   hidden.seen, {hidden.additive + i, 1, t.width}, b,
+                                   {out, c.stride}, spare, ahead);
+    else if (!kAccumulate)
+      fill_zero(out, queries * c.stride);
+  });
+}
+
+// C (keys x c.stride) = or += A (keys x queries) B (queries x c.stride)
+template <class E, bool kAccumulate>
+void sum_over_queries(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
+                      Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
+  for_each_step_of_keys(p, t, [&](int64_t j, int64_t keys, int64_t i) {
+    const int64_t first = i / kTerms<E>;
+    SumOf<E>* out = c.data + j * c.stride;
+    if (i < t.queries)
+      weighted_sum<E, kAccumulate>(
+          keys, c.stride, t.queries - i, {a.data + j * a.row + first * a.depth, a.row, a.depth},
+          hidden.seen, {hidden.additive + j * t.width + i, t.width, 1},
+          {b.data + first * b.stride, b.stride}, {out, c.stride}, spare, ahead);
+    else if (!kAccumulate)
+      fill_zero(out, keys * c.stride);
+  });
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE
