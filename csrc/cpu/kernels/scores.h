@@ -83,9 +83,11 @@ void subtract_slope(const Problem& p, const TileRange& t, T slope, T* tile) {
     }
 }
 
-// One row of the additive tile: hides what lies outside the window, and columns beyond `queries`.
+// One row of the additive tile: what lies outside the window is hidden; the rest stays as it is or,
+// with `fresh`, becomes 0.
 template <class T>
-TORCH_EXT_INLINE void hide_outside_window(const Problem& p, const TileRange& t, int64_t j, T* row) {
+TORCH_EXT_INLINE void hide_outside_window(const Problem& p, const TileRange& t, int64_t j,
+                                          bool fresh, T* row) {
   using V = Vec<T>;
   const V hidden = V::fill(-kInfinity<T>);
   // Hidden where i < first or last < i, with i counted from t.query.
@@ -94,8 +96,9 @@ TORCH_EXT_INLINE void hide_outside_window(const Problem& p, const TileRange& t, 
           last = V::fill(static_cast<T>(diagonal + p.left));
   for (int64_t i = 0; i < t.width; i += V::kSize) {
     const V query = V::fill(static_cast<T>(i)) + V::iota();
-    const V x = if_less(query, first, hidden, V::load(row + i));
-    if_less(last, query, hidden, x).store(row + i);
+    V x = if_less(query, first, hidden, fresh ? V::fill(0) : V::load(row + i));
+    if (p.left < kUnlimited) x = if_less(last, query, hidden, x);
+    x.store(row + i);
   }
 }
 
@@ -105,7 +108,8 @@ template <class T>
 Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* spare) {
   using V = Vec<T>;
   const bool is_inside = is_inside_window(p, t);
-  if (!p.mask && !p.bias && !p.slopes && is_inside) return Visibility::kAll;
+  const bool is_window_alone = !p.mask && !p.bias && !p.slopes;
+  if (is_window_alone && is_inside) return Visibility::kAll;
 
   const V hidden = V::fill(-kInfinity<T>);
   const int64_t tile = t.keys * t.width;
@@ -113,8 +117,8 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
     pack_additive(p.bias, p, t, additive);
   } else if (p.mask) {
     pack_additive(p.mask, p, t, additive);
-  } else {
-    for (int64_t i = 0; i < tile; i += V::kSize) V::fill(0).store(additive + i);
+  } else if (p.slopes) {
+    fill_zero(additive, tile);
   }
   if (p.bias && p.mask) {
     pack_additive(p.mask, p, t, spare);
@@ -126,8 +130,8 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
   bool none = true, only_zeros = true;
   for (int64_t j = 0; j < t.keys; ++j) {
     T* row = additive + j * t.width;
+    if (!is_inside) hide_outside_window(p, t, j, is_window_alone, row);
     for (int64_t i = t.queries; i < t.width; ++i) row[i] = -kInfinity<T>;
-    if (!is_inside) hide_outside_window(p, t, j, row);
     for (int64_t i = 0; (none || only_zeros) && i < t.width; i += V::kSize) {
       const uint32_t queries = (1u << smaller(V::kSize, larger(0, t.queries - i))) - 1;
       none = none && equal_lanes(V::load(row + i), hidden) == kLanes;
