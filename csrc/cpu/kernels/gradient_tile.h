@@ -218,17 +218,22 @@ class GradientTile {
   TORCH_EXT_INLINE void backward_column(int64_t column, int64_t keys) const {
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column),
             delta = V::load(x_.delta + column);
+    // Copies, because stores to a tile might change what lies in memory.
+    const ScoreRule<T> rule = rule_;
+    const int64_t width = x_.width;
+    T *p_tile = x_.p + column, *ds_tile = x_.ds + column, *ds0_tile = x_.ds0 + column;
+    const T* additive_tile = x_.additive + column;
     V u = V::fill(0);
     for (int64_t j = 0; j < keys; ++j) {
-      const int64_t entry = j * x_.width + column;
-      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
+      const int64_t at = j * width;
+      const V additive = kAdditive ? V::load(additive_tile + at) : V::fill(0);
       const V p =
-          weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
-      const V ds = p * (V::load(x_.ds + entry) - delta);
-      p.store(x_.p + entry);
-      unless_hidden<kAdditive>(additive, ds).store(x_.ds + entry);
+          weight<kAdditive, kCapped>(rule, V::load(p_tile + at), additive, lse, residual, &u);
+      const V ds = p * (V::load(ds_tile + at) - delta);
+      p.store(p_tile + at);
+      unless_hidden<kAdditive>(additive, ds).store(ds_tile + at);
       if constexpr (kCapped)
-        unless_hidden<kAdditive>(additive, rule_.cap_slope(u) * ds).store(x_.ds0 + entry);
+        unless_hidden<kAdditive>(additive, rule.cap_slope(u) * ds).store(ds0_tile + at);
     }
   }
 
