@@ -6,6 +6,9 @@
 // horizontal operations.
 #pragma once
 
+#include <cmath>
+
+#include "cpu/kernels/exponential.h"
 #include "cpu/kernels/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -70,15 +73,16 @@ TORCH_EXT_INLINE Vec<T> distances(const Problem& p, const TileRange& t, int64_t 
          (Vec<T>::fill(static_cast<T>(i)) + Vec<T>::iota());
 }
 
-// tile -= slope |distance|; what is -inf stays so, whatever the slope (inf and NaN included).
+// tile -= slope |distance| or, with `fresh`, = -slope |distance|; what is -inf stays so, whatever
+// the slope (inf and NaN included).
 template <class T>
-void subtract_slope(const Problem& p, const TileRange& t, T slope, T* tile) {
+void subtract_slope(const Problem& p, const TileRange& t, T slope, bool fresh, T* tile) {
   using V = Vec<T>;
   const V factor = V::fill(-slope), hidden = V::fill(-kInfinity<T>);
   for (int64_t j = 0; j < t.keys; ++j)
     for (int64_t i = 0; i < t.width; i += V::kSize) {
       T* out = tile + j * t.width + i;
-      const V x = V::load(out);
+      const V x = fresh ? V::fill(0) : V::load(out);
       if_equal(x, hidden, hidden, fma(factor, abs(distances<T>(p, t, j, i)), x)).store(out);
     }
 }
@@ -117,15 +121,14 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
     pack_additive(p.bias, p, t, additive);
   } else if (p.mask) {
     pack_additive(p.mask, p, t, additive);
-  } else if (p.slopes) {
-    fill_zero(additive, tile);
   }
   if (p.bias && p.mask) {
     pack_additive(p.mask, p, t, spare);
     for (int64_t i = 0; i < tile; i += V::kSize)
       if_equal(V::load(spare + i), hidden, hidden, V::load(additive + i)).store(additive + i);
   }
-  if (p.slopes) subtract_slope(p, t, head_value<T>(p, p.slopes, t.head), additive);
+  if (p.slopes)
+    subtract_slope(p, t, head_value<T>(p, p.slopes, t.head), !p.bias && !p.mask, additive);
   constexpr uint32_t kLanes = (1u << V::kSize) - 1;
   bool none = true, only_zeros = true;
   for (int64_t j = 0; j < t.keys; ++j) {

@@ -84,13 +84,11 @@ TORCH_EXT_INLINE bool adds_to_scores(const Direction& direction) {
 }
 template <class T>
 void direction_tile(const Problem& p, const Direction& direction, const TileRange& t, T* b_dot) {
-  if (direction.bias)
-    pack_additive(direction.bias, p, t, b_dot);
-  else
-    fill_zero(b_dot, t.keys * t.width);
+  if (direction.bias) pack_additive(direction.bias, p, t, b_dot);
   for (int64_t j = 0; j < t.keys; ++j)
     for (int64_t i = t.queries; i < t.width; ++i) b_dot[j * t.width + i] = 0;
-  if (direction.slopes) subtract_slope(p, t, head_value<T>(p, direction.slopes, t.head), b_dot);
+  if (direction.slopes)
+    subtract_slope(p, t, head_value<T>(p, direction.slopes, t.head), !direction.bias, b_dot);
 }
 
 }  // namespace
