@@ -1,8 +1,9 @@
 // Products in which hidden entries meet inf or NaN: what is hidden is absent, what is visible
-// propagates.
+// propagates. What a causal limit leaves out of them changes no bit.
+#include "cpu/kernels/visible_products.h"
+
 #include <gtest/gtest.h>
 
-#include "cpu/kernels/visible_products.h"
 #include "elements.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -126,6 +127,119 @@ TYPED_TEST(HiddenProductTest, FindsEveryTermThatIsNotFinite) {
         EXPECT_FALSE(all_finite(row.data(), kCount));
         x = large;
       }
+}
+
+template <class T>
+class StepsTest : public testing::Test {
+ protected:
+  // A tile on or near the diagonal, and a right limit of the window.
+  void draw(Problem& p, TileRange& t) {
+    p.query_length = p.key_length = 1000;
+    p.right = random_.below(3) ? 0 : random_.below(40);
+    p.offset = random_.below(3) - 1;
+    t = {0, 300 + random_.below(100), 1 + random_.below(test::kTileQueries), 0, 0, 0};
+    t.width = round_up(t.queries, Vec<T>::kSize);
+    t.key = t.query + random_.below(130) - 70;
+    t.keys = 1 + random_.below(test::kTileKeys);
+  }
+  static bool sees(const Problem& p, const TileRange& t, int64_t i, int64_t j) {
+    return i < t.queries && t.key + j <= t.query + i + p.offset + p.right;
+  }
+  std::vector<T> normal(int64_t count) {
+    std::vector<T> x(count);
+    for (T& entry : x) entry = static_cast<T>(random_.normal());
+    return x;
+  }
+
+  test::Random random_{11};
+};
+using Numbers = testing::Types<float, double>;
+TYPED_TEST_SUITE(StepsTest, Numbers);
+
+// Steps cover the tile once, hold all that is seen, and less than a step more.
+TYPED_TEST(StepsTest, HoldWhatIsSeen) {
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    Problem p;
+    TileRange t;
+    this->draw(p, t);
+    std::vector<int> by_queries(t.keys * t.width), by_keys(t.keys * t.width);
+    int64_t at = 0;
+    for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
+      ASSERT_EQ(i, at);
+      at += width;
+      for (int64_t j = 0; j < keys; ++j)
+        for (int64_t q = i; q < at; ++q) ++by_queries[j * t.width + q];
+    });
+    ASSERT_EQ(at, t.width);
+    at = 0;
+    for_each_step_of_keys(p, t, [&](int64_t j, int64_t keys, int64_t i) {
+      ASSERT_EQ(j, at);
+      at += keys;
+      for (; j < at; ++j)
+        for (int64_t q = i; q < t.width; ++q) ++by_keys[j * t.width + q];
+    });
+    ASSERT_EQ(at, t.keys);
+    ASSERT_EQ(by_queries, by_keys);
+    for (int64_t j = 0; j < t.keys; ++j)
+      for (int64_t i = 0; i < t.queries; ++i) {
+        const int64_t last = std::min(i / kStep * kStep + kStep, t.queries) - 1;
+        const bool is_near = this->sees(p, t, last, j / kStep * kStep);
+        ASSERT_EQ(by_queries[j * t.width + i], is_near) << "query " << i << ", key " << j;
+        ASSERT_TRUE(is_near || !this->sees(p, t, i, j));
+      }
+  }
+}
+
+TYPED_TEST(StepsTest, LeaveTheBitsOfWholeProducts) {
+  using T = TypeParam;
+  constexpr int64_t kDepth = 40, kColumns = 3 * Vec<T>::kSize;
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    Problem p;
+    TileRange t;
+    this->draw(p, t);
+    const int64_t tile = t.keys * t.width;
+    const auto a = this->normal(t.keys * kDepth), b = this->normal(kDepth * t.width);
+    std::vector<T> whole(tile), seen(tile, std::numeric_limits<T>::quiet_NaN());
+    tile_product<T, false>(t.keys, t.width, kDepth, {a.data(), kDepth, 1}, {b.data(), t.width},
+                           {whole.data(), t.width});
+    product_of_seen<T, false>(p, t, kDepth, {a.data(), kDepth, 1}, b.data(), seen.data(), nullptr);
+    std::vector<T> additive(tile, -kInfinity<T>);
+    for (int64_t j = 0; j < t.keys; ++j)
+      for (int64_t i = 0; i < t.width; ++i) {
+        const int64_t at = j * t.width + i;
+        if (this->sees(p, t, i, j)) {
+          ASSERT_EQ(seen[at], whole[at]);
+          additive[at] = 0;
+        } else {  // weights of 0, where they are looked at
+          whole[at] = 0;
+          if (seen[at] == seen[at]) seen[at] = 0;
+        }
+      }
+    const auto v = this->normal(t.keys * kColumns), dO = this->normal(t.queries * kColumns);
+    for (const bool add : {false, true}) {
+      const auto of_queries = this->normal(t.queries * kColumns);
+      const auto of_keys = this->normal(t.keys * kColumns);
+      std::vector<T> spare(test::kTileKeys * kColumns), want = of_queries, got = of_queries;
+      const auto sum = add ? weighted_sum<T, true> : weighted_sum<T, false>;
+      const Hidden<T> hidden{Visibility::kSome, additive.data()};
+      sum(t.queries, kColumns, t.keys, {whole.data(), 1, t.width}, Visibility::kSome,
+          {additive.data(), 1, t.width}, {v.data(), kColumns}, {want.data(), kColumns},
+          spare.data(), nullptr);
+      (add ? sum_over_keys<T, true>
+           : sum_over_keys<T, false>)(p, t, {seen.data(), 1, t.width}, hidden, {v.data(), kColumns},
+                                      {got.data(), kColumns}, spare.data(), nullptr);
+      ASSERT_EQ(got, want);
+      want = got = of_keys;
+      sum(t.keys, kColumns, t.queries, {whole.data(), t.width, 1}, Visibility::kSome,
+          {additive.data(), t.width, 1}, {dO.data(), kColumns}, {want.data(), kColumns},
+          spare.data(), nullptr);
+      (add ? sum_over_queries<T, true>
+           : sum_over_queries<T, false>)(p, t, {seen.data(), t.width, 1}, hidden,
+                                         {dO.data(), kColumns}, {got.data(), kColumns},
+                                         spare.data(), nullptr);
+      ASSERT_EQ(got, want);
+    }
+  }
 }
 
 }  // namespace
