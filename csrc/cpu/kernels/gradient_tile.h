@@ -13,10 +13,9 @@
 // takes them saves five products and exp.
 #pragma once
 
-#include "cpu/kernels/derivative_scratch.h"
 #include "cpu/kernels/dropout.h"
+#include "cpu/kernels/gradient_columns.h"
 #include "cpu/kernels/tangent_sweep.h"
-#include "cpu/kernels/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -124,9 +123,10 @@ class GradientTile {
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < t.width; i += Vec<T>::kSize) {
         if constexpr (kSecondOrder)
-          second_order_column<additive.value, capped.value>(i, t.keys);
+          second_order_column<additive.value, capped.value>(x_, rule_, adds_to_scores(p_.direction),
+                                                            i, t.keys);
         else
-          backward_column<additive.value, capped.value>(i, keys_wanted(t, i));
+          backward_column<additive.value, capped.value>(x_, rule_, i, keys_wanted(t, i));
       }
     });
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
@@ -214,94 +214,12 @@ class GradientTile {
     if (adds_to_scores(direction)) direction_tile(p_, direction, t, x_.b_dot);
   }
 
-  template <bool kAdditive, bool kCapped>
-  TORCH_EXT_INLINE void backward_column(int64_t column, int64_t keys) const {
-    const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column),
-            delta = V::load(x_.delta + column);
-    // Copies, because stores to a tile might change what lies in memory.
-    const ScoreRule<T> rule = rule_;
-    const int64_t width = x_.width;
-    T *p_tile = x_.p + column, *ds_tile = x_.ds + column, *ds0_tile = x_.ds0 + column;
-    const T* additive_tile = x_.additive + column;
-    V u = V::fill(0);
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t at = j * width;
-      const V additive = kAdditive ? V::load(additive_tile + at) : V::fill(0);
-      const V p =
-          weight<kAdditive, kCapped>(rule, V::load(p_tile + at), additive, lse, residual, &u);
-      const V ds = p * (V::load(ds_tile + at) - delta);
-      p.store(p_tile + at);
-      unless_hidden<kAdditive>(additive, ds).store(ds_tile + at);
-      if constexpr (kCapped)
-        unless_hidden<kAdditive>(additive, rule.cap_slope(u) * ds).store(ds0_tile + at);
-    }
-  }
-
-  // ds, ds0' and ds0, where `first` = p (dp - delta) and s0' = c s'.
-  template <bool kAdditive, bool kCapped>
-  TORCH_EXT_INLINE void store_factors(int64_t entry, V additive, V u, V s0_dot, V first,
-                                      V ds) const {
-    const V slope = kCapped ? rule_.cap_slope(u) : V::fill(1);
-    unless_hidden<kAdditive>(additive, ds).store(x_.ds + entry);
-    unless_hidden<kAdditive>(additive, slope * first).store(x_.s_dot + entry);
-    if constexpr (kCapped) {
-      const V bend = u * slope * rule_.minus_two_by_cap;
-      unless_hidden<kAdditive>(additive, fma(bend * s0_dot, first, slope * ds))
-          .store(x_.ds0 + entry);
-    }
-  }
-
-  template <bool kAdditive, bool kCapped>
-  TORCH_EXT_INLINE void second_order_column(int64_t column, int64_t keys) const {
-    const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
-    const V delta = V::load(x_.delta + column), center = V::load(x_.center + column),
-            mu = V::load(x_.mu + column), epsilon = V::load(x_.epsilon + column);
-    const bool has_b_dot = adds_to_scores(p_.direction);
-    V u = V::fill(0);
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t entry = j * x_.width + column;
-      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
-      const V p =
-          weight<kAdditive, kCapped>(rule_, V::load(x_.p + entry), additive, lse, residual, &u);
-      const V s0_dot = V::load(x_.s_dot + entry) * rule_.scale;
-      V s_dot = kCapped ? rule_.cap_slope(u) * s0_dot : s0_dot;
-      if (has_b_dot) s_dot = s_dot + V::load(x_.b_dot + entry);
-      const V apart = (s_dot - center) - mu;
-      const V centred = V::load(x_.ds + entry) - delta;
-      const V g = fma(apart, centred, V::load(x_.dp_dot + entry));
-      const V first = p * centred, ds = p * (g - epsilon);
-      unless_hidden<kAdditive>(additive, p * apart).store(x_.p + entry);
-      store_factors<kAdditive, kCapped>(entry, additive, u, s0_dot, first, ds);
-    }
-  }
-
   void take_kept(const TileRange& t, Visibility seen) const {
     const TangentTiles<T> kept = kept_.tile(t.key / plan_.cut.tile_keys);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < t.width; i += V::kSize)
-        kept_column<additive.value, capped.value>(i, t.keys, kept);
+        kept_column<additive.value, capped.value>(x_, rule_, origin_, kept, i, t.keys);
     });
-  }
-
-  template <bool kAdditive, bool kCapped>
-  TORCH_EXT_INLINE void kept_column(int64_t column, int64_t keys,
-                                    const TangentTiles<T>& kept) const {
-    const V delta = V::load(x_.delta + column), epsilon = V::load(x_.epsilon + column);
-    const V mean =
-        (V::load(x_.center + column) - V::load(origin_ + column)) + V::load(x_.mu + column);
-    const V minus_mean = V::fill(0) - mean;
-    for (int64_t j = 0; j < keys; ++j) {
-      const int64_t entry = j * x_.width + column;
-      const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
-      const V p = V::load(kept.p + entry);
-      const V apart = fma(minus_mean, p, V::load(kept.s_dot + entry));
-      const V centred = V::load(kept.dp + entry) - delta;
-      const V ds = fma(apart, centred, p * (V::load(kept.dp_dot + entry) - epsilon));
-      unless_hidden<kAdditive>(additive, apart).store(x_.p + entry);
-      const V u = kCapped ? V::load(kept.u + entry) : V::fill(0);
-      const V s0_dot = kCapped ? V::load(kept.s0_dot + entry) : V::fill(0);
-      store_factors<kAdditive, kCapped>(entry, additive, u, s0_dot, p * centred, ds);
-    }
   }
 
   const P& p_;

@@ -58,13 +58,36 @@ void product_of_seen(const Problem& p, const TileRange& t, int64_t depth, Broadc
 
 // ---- where hidden entries may meet inf or NaN ----
 
-// `count` is a whole number of vectors.
+// `columns` is a whole number of vectors.
+template <class E>
+bool all_finite(Rows<const E> x, int64_t rows, int64_t columns) {
+  if constexpr (kTerms<E> > 1) {
+    bool finite = true;
+    for (int64_t r = 0; r < rows && finite; ++r)
+      finite = all_finite(x.data + r * x.stride, columns);
+    return finite;
+  } else {
+    using V = Vec<E>;
+    constexpr int kChains = 4;  // that do not wait for each other
+    // A lane stays 0 unless some x * 0 is NaN.
+    V zero[kChains] = {V::fill(0), V::fill(0), V::fill(0), V::fill(0)};
+    for (int64_t r = 0; r < rows; ++r) {
+      const E* row = x.data + r * x.stride;
+      int64_t i = 0;
+      for (; i + kChains * V::kSize <= columns; i += kChains * V::kSize) {
+        TORCH_EXT_UNROLL
+        for (int c = 0; c < kChains; ++c)
+          zero[c] = fma(V::load(row + i + c * V::kSize), V::fill(0), zero[c]);
+      }
+      for (; i < columns; i += V::kSize) zero[0] = fma(V::load(row + i), V::fill(0), zero[0]);
+    }
+    const V sum = (zero[0] + zero[1]) + (zero[2] + zero[3]);
+    return equal_lanes(sum, V::fill(0)) == (1u << V::kSize) - 1;
+  }
+}
 template <class T>
 bool all_finite(const T* row, int64_t count) {
-  using V = Vec<T>;
-  V zero = V::fill(0);  // a lane stays 0 unless some x * 0 is NaN
-  for (int64_t i = 0; i < count; i += V::kSize) zero = fma(V::load(row + i), V::fill(0), zero);
-  return equal_lanes(zero, V::fill(0)) == (1u << V::kSize) - 1;
+  return all_finite<T>({row, count}, 1, count);
 }
 
 // C = or += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the
@@ -77,9 +100,7 @@ void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<
                         const Product& product) {
   using T = SumOf<E>;
   const int64_t depth = elements<E>(terms);
-  bool finite = true;
-  for (int64_t k = 0; k < depth && finite; ++k) finite = all_finite(b.data + k * b.stride, columns);
-  if (finite) return product(b);
+  if (all_finite(b, depth, columns)) return product(b);
 
   for (int64_t k = 0; k < depth; ++k) {
     const E* row = b.data + k * b.stride;
@@ -128,17 +149,27 @@ struct Hidden {
   const T* additive;  // (keys, width), where some entries are hidden
 };
 
+// Whether products with all rows of B, (terms, columns), need care.
+template <class E>
+TORCH_EXT_INLINE Visibility seen_by(Hidden<SumOf<E>> hidden, Rows<const E> b, int64_t terms,
+                                    int64_t columns) {
+  return hidden.seen == Visibility::kAll || all_finite(b, elements<E>(terms), columns)
+             ? Visibility::kAll
+             : hidden.seen;
+}
+
 // C (queries x c.stride) = or += A (queries x keys) B (keys x c.stride)
 template <class E, bool kAccumulate>
 void sum_over_keys(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
                    Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
+  const Visibility seen = seen_by<E>(hidden, b, t.keys, c.stride);
   for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
     const int64_t queries = smaller(width, t.queries - i);
     SumOf<E>* out = c.data + i * c.stride;
     if (keys > 0)
       weighted_sum<E, kAccumulate>(queries, c.stride, keys, {a.data + i * a.row, a.row, a.depth},
-                                   hidden.seen, {hidden.additive + i, 1, t.width}, b,
-                                   {out, c.stride}, spare, ahead);
+                                   seen, {hidden.additive + i, 1, t.width}, b, {out, c.stride},
+                                   spare, ahead);
     else if (!kAccumulate)
       fill_zero(out, queries * c.stride);
   });
@@ -148,13 +179,14 @@ void sum_over_keys(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<
 template <class E, bool kAccumulate>
 void sum_over_queries(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
                       Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
+  const Visibility seen = seen_by<E>(hidden, b, t.queries, c.stride);
   for_each_step_of_keys(p, t, [&](int64_t j, int64_t keys, int64_t i) {
     const int64_t first = i / kTerms<E>;
     SumOf<E>* out = c.data + j * c.stride;
     if (i < t.queries)
       weighted_sum<E, kAccumulate>(
           keys, c.stride, t.queries - i, {a.data + j * a.row + first * a.depth, a.row, a.depth},
-          hidden.seen, {hidden.additive + j * t.width + i, t.width, 1},
+          seen, {hidden.additive + j * t.width + i, t.width, 1},
           {b.data + first * b.stride, b.stride}, {out, c.stride}, spare, ahead);
     else if (!kAccumulate)
       fill_zero(out, keys * c.stride);
