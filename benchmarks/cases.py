@@ -195,6 +195,7 @@ CASES = [
     Case("long, causal, D 128", head_size=128, causal=True, targets=_both(1.5, 1.5)),
     Case("short", **_SHORT, targets=_both(2.2, 2.0)),
     Case("medium", batch=8, queries=128, targets=_both(1.5, 2.0)),
+    Case("medium, causal", batch=8, queries=128, causal=True, targets=_both(1.0, 1.0)),
     Case("decode", **_DECODE, targets=_both(1.7, 3.0)),
     Case("decode", "bfloat16", **_DECODE, targets={"forward": Target(6.0)}),
     Case("decode", "float16", **_DECODE, targets={"forward": Target(10.5)}),

@@ -46,7 +46,8 @@ auto fresh_results(const Device& device, const Arguments& arguments) {
   return results;
 }
 
-// A tensor of the accumulation type in the place of `gradient`, which itself is one for most dtypes.
+// A tensor of the accumulation type in the place of `gradient`, which itself is one for most
+// dtypes.
 template <class Device>
 Tensor unrounded(const Device& device, const Tensor& gradient) {
   if (!gradient.defined()) return gradient;

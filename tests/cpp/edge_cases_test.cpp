@@ -147,7 +147,8 @@ TEST_P(EdgeCaseTest, InfinityAndNanOutsideTheWindowReachNothing) {
   }
 }
 
-// The key after the last that any query sees, also where it is the other half of a pair of bfloat16.
+// The key after the last that any query sees, also where it is the other half of a pair of
+// bfloat16.
 TEST_P(EdgeCaseTest, InfinityAndNanInTheFirstHiddenKeyReachNothing) {
   for (const DType dtype : {DType::BFloat16, DType::Float32})
     for (const int64_t n : {1, 3, 30, 65, 97, 129})

@@ -9,6 +9,18 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
+// A tile anywhere in a gradient of so many queries and keys.
+template <class T>
+TileRange random_tile(test::Random& random, int64_t queries, int64_t keys) {
+  TileRange t{};
+  t.queries = 1 + random.below(test::kTileQueries);
+  t.query = random.below(queries - t.queries + 1);
+  t.width = round_up(t.queries, Vec<T>::kSize);
+  t.keys = 1 + random.below(test::kTileKeys);
+  t.key = random.below(keys - t.keys + 1);
+  return t;
+}
+
 template <class T>
 class BiasGradientTest : public testing::Test {};
 using Scalars = testing::Types<float, double>;
@@ -19,12 +31,7 @@ TYPED_TEST(BiasGradientTest, AddsOverBroadcastDimensions) {
   constexpr int64_t kQueries = 70, kKeys = 110;  // of the whole gradient
   test::Random random(8);
   for (int repeat = 0; repeat < 2000; ++repeat) {
-    TileRange t{};
-    t.queries = 1 + random.below(test::kTileQueries);
-    t.query = random.below(kQueries - t.queries + 1);
-    t.width = round_up(t.queries, Vec<T>::kSize);
-    t.keys = 1 + random.below(test::kTileKeys);
-    t.key = random.below(kKeys - t.keys + 1);
+    const TileRange t = random_tile<T>(random, kQueries, kKeys);
     const struct {
       int64_t row, col;
     } layouts[] = {{kKeys, 1}, {1, kQueries}, {2 * kKeys, 2}, {1, 0},
@@ -62,12 +69,7 @@ TYPED_TEST(BiasGradientTest, WritesAndClearsTheTileAlone) {
   } layouts[] = {{kKeys, 1}, {1, kQueries}, {2 * kKeys, 2}, {1, 0}, {0, 2}, {0, 0}};
   test::Random random(10);
   for (int repeat = 0; repeat < 500; ++repeat) {
-    TileRange t{};
-    t.queries = 1 + random.below(test::kTileQueries);
-    t.query = random.below(kQueries - t.queries + 1);
-    t.width = round_up(t.queries, Vec<T>::kSize);
-    t.keys = 1 + random.below(test::kTileKeys);
-    t.key = random.below(kKeys - t.keys + 1);
+    const TileRange t = random_tile<T>(random, kQueries, kKeys);
     std::vector<T> ds(t.keys * t.width), spare(t.keys * t.queries);
     for (T& x : ds) x = static_cast<T>(random.normal());
     for (const auto& layout : layouts) {
