@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from benchmarks import plots, random_cases, tables
+from benchmarks import plots, random_cases, suite, tables
 from benchmarks.run import RESULTS
 
 Row = dict[str, str]
@@ -86,6 +86,8 @@ def section(found: Tables, beside: list[Tables]) -> str:
         for other in beside:
             rows = with_ratios_of(rows, other)
         parts.append(tables.markdown(rows, leave_out=("reached", "math ms")))
+        first, *missed = suite.summary({"cases": rows})
+        parts.append("\n".join([f"{first}.", *(f"- {line.strip()}" for line in missed)]))
         parts.append(picture("ratios.png"))
     if "peers" in found:
         parts.append("Time of other forwards by ours, float32:")

@@ -288,6 +288,19 @@ def test_readme_is_rewritten_between_its_markers_and_the_same_twice(
     assert path.read_text(encoding="utf-8") == "no markers"
 
 
+def test_readme_names_the_targets_that_were_missed(results: Path) -> None:
+    row = {"case": "long", "dtype": "float32", "what": "forward", "ratio to math": ""}
+    row |= {"share of peak": "70%", "target": "1.3", "limit": "1.5"}
+    rows = [row | {"ratio to SDPA": "1.2", "reached": "no"}]
+    rows += [row | {"case": "short", "ratio to SDPA": "1.4", "reached": "yes"}]
+    text = readme.section(tables.load_all(results) | {"cases": rows}, [])
+    assert (
+        "1 of 2 targets reached.\n- long, float32, forward: 1.2 70%, aimed at 1.3, limit 1.5"
+        in text
+    )
+    assert "- short" not in text
+
+
 def test_own_readme_has_the_markers() -> None:
     assert readme.replaced((readme.ROOT / "README.md").read_text(encoding="utf-8"), "new")
 
