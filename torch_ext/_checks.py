@@ -17,6 +17,7 @@ __all__ = [
     "NUMBER",
     "TENSOR",
     "check_call",
+    "check_type",
     "check_types",
     "described",
     "is_scripting",
@@ -80,15 +81,20 @@ _WAYS_OUT = {
 }
 
 
+def check_type(function: str, kind: Kind, name: str, value: object) -> None:
+    """Raises a TypeError that names the argument unless it is of this kind."""
+    if not kind.fits(value):
+        way_out = _WAYS_OUT.get(name, "") if isinstance(value, Tensor) else ""
+        raise TypeError(
+            f"{function}: expected {name} to be {kind.expected}, "
+            f"but got {described(value)}{way_out}"
+        )
+
+
 def check_types(function: str, kind: Kind, **arguments: object) -> None:
-    """Raises a TypeError that names the first argument that is not of this kind."""
+    """The same for several arguments of one kind."""
     for name, value in arguments.items():
-        if not kind.fits(value):
-            way_out = _WAYS_OUT.get(name, "") if isinstance(value, Tensor) else ""
-            raise TypeError(
-                f"{function}: expected {name} to be {kind.expected}, "
-                f"but got {described(value)}{way_out}"
-            )
+        check_type(function, kind, name, value)
 
 
 def described(value: object) -> str:
