@@ -54,7 +54,8 @@ def attention(
     Nothing of size N x M is stored, neither here nor in first and second derivatives.
 
     Args:
-        query: (..., H, N, D), float64, float32, bfloat16 or float16; any strides.
+        query: (..., H, N, D), float64, float32, bfloat16 or float16; any strides. A 2-D query, one
+            head, goes with 2-D key and value alone.
         key: (..., Hkv, M, D), query's dtype. Batch dimensions broadcast.
         value: (..., Hkv, M, E), query's dtype. Batch dimensions broadcast.
         mask: bool, broadcastable to (..., H, N, M); True = attend.
@@ -76,8 +77,9 @@ def attention(
             the softmax; the others are divided by 1 - dropout_p. Applies whenever it is not 0: pass
             0 outside training.
         seed: int64, broadcastable to the batch dimensions (...): which weights dropout keeps. Equal
-            seeds keep the same ones, whatever else is in the batch. Drawn from torch's generator
-            by default; ignored where dropout_p is 0.
+            seeds keep the same ones, whatever else is in the batch: one seed for all drops the same
+            weights in every batch element. Drawn from torch's generator by default, one for each
+            batch element; ignored where dropout_p is 0.
 
     Returns:
         (..., H, N, E) in query's dtype and query's order of dimensions in memory. A query that

@@ -26,11 +26,13 @@ class MultiheadAttention(nn.Module):
 
     `load_state_dict` also takes the state of a `torch.nn.MultiheadAttention` and then computes what
     that module does with batch_first=True, add_bias_kv and add_zero_attn off (with dropout, which
-    drops attention weights in both, the same but for the random numbers). One difference to mind:
-    **here, as in SDPA, a bool mask says True = attend; in torch.nn.MultiheadAttention True =
-    hide**, for `attn_mask` and for `key_padding_mask`. So `attn_mask=hidden` there is
-    `mask=~hidden` here, `key_padding_mask=padding` there is `key_mask=~padding` here, and a float
-    `attn_mask` there is `bias` here; a mask per head, (B * H, N, M) there, is (B, H, N, M) here.
+    drops attention weights in both, the same but for the random numbers). Differences to mind: the
+    result is the output alone, no tuple; the fourth argument is `mask`, not key_padding_mask: pass
+    masks by name; and **here, as in SDPA, a bool mask says True = attend; in
+    torch.nn.MultiheadAttention True = hide**, for `attn_mask` and for `key_padding_mask`. So
+    `attn_mask=hidden` there is `mask=~hidden` here, `key_padding_mask=padding` there is
+    `key_mask=~padding` here, and a float `attn_mask` there is `bias` here; a mask per head,
+    (B * H, N, M) there, is (B, H, N, M) here.
     (Asked for its weights, torch.nn gives NaN to a query that sees no key; here its heads give 0,
     and the output is out_proj's bias.)
 
@@ -174,7 +176,8 @@ class MultiheadAttention(nn.Module):
             value: (..., M, vdim); key by default.
             mask: bool, broadcastable to (..., H, N, M); True = attend.
             bias: added to the scores, broadcastable to (..., H, N, M); -inf hides.
-            key_mask: bool, (..., M); True = a real key, False = padding that no query sees.
+            key_mask: bool, (..., M); True = a real key, False = padding that no query sees. With
+                `mask` together it takes memory for their intersection, B N M bytes.
             is_causal: query i sees keys j <= i; with bottom_right counted from the end. All four
                 and the window together mean their intersection.
 

@@ -96,7 +96,8 @@ class RotaryEmbedding(nn.Module):
 
         Args:
             x: (..., N, head_size), for example queries or keys (B, H, N, head_size).
-            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default. Position ids of
+                heads (B, H, N, head_size) are (B, 1, N).
             offset: added to every position: while decoding, the number of keys already cached.
 
         Returns:
