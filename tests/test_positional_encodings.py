@@ -104,6 +104,24 @@ def test_positions_and_offset_add_up_in_float64(dtype: torch.dtype) -> None:
             assert_close(output, module(x, positions.double() + offset), rtol=0.0, atol=0.0)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_offsets_that_are_recorded_sizes(fresh_dynamo: None, monkeypatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
+    x, cached, rotary = torch.randn(2, 3, 8), torch.zeros(4, 8), RotaryEmbedding(8)
+
+    def by_size(x: Tensor, cached: Tensor) -> Tensor:
+        return rotary(x, offset=cached.size(-2))
+
+    def by_item(x: Tensor, count: Tensor) -> Tensor:
+        return rotary(x, offset=count.item())
+
+    expected = rotary(x, offset=4)
+    assert_close(torch.jit.trace(by_size, (x, cached))(x, cached), expected)
+    for function, last in ((by_size, cached), (by_item, torch.tensor(4))):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+        assert_close(compiled(x, last), expected)
+
+
 @on_device
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_keeps_the_order_of_dimensions(interleaved: bool) -> None:

@@ -43,7 +43,7 @@ def project(module: str, name: str, x: Tensor, layer: nn.Module) -> Tensor:
             raise
         raise RuntimeError(
             f"{module}: expected {name} to be {weight.dtype} on {weight.device} like the weight "
-            f"that multiplies it, but got {x.dtype} on {x.device}"
+            f"that multiplies it, but got {x.dtype} on {x.device}: {error}"
         ) from error
     return projected
 
