@@ -65,6 +65,7 @@ WRONG = [(name, *case) for name in FUNCTIONS for case in OF_ALL]
 WRONG += [(name, *case) for name in WITH_OPTIONS for case in OF_OPTIONS]
 WRONG += [(name, *case) for name in TAKES_VALUE for case in OF_DROPOUT]
 WRONG += [("scaled_dot_product_attention", *case) for case in OF_SDPA]
+WRONG += [("attention_weights", "rows", [0, 1], "a tensor or None, but got list")]
 WRONG += [(name, "seed", 3, "a tensor or None, but got int 3") for name in TAKES_VALUE[:2]]
 
 

@@ -15,7 +15,7 @@ dropout_p are numbers, never learned; a learned scale is a factor of query.
 import torch
 from torch import Tensor
 
-from torch_ext._checks import INTEGER, check_call, check_types, is_scripting
+from torch_ext._checks import INTEGER, check_call, check_type, is_scripting
 from torch_ext._library import operators
 
 # Looked up once: a lookup in torch.ops takes time that small problems notice.
@@ -262,7 +262,7 @@ def alibi_slopes(
 
     Source: Press et al. 2022, "Train Short, Test Long", section 3, and the code published with it.
     """
-    check_types("alibi_slopes", INTEGER, heads=heads)
+    check_type("alibi_slopes", INTEGER, "heads", heads)
     heads = int(heads)
     if heads < 1:
         raise ValueError(f"alibi_slopes: expected heads to be at least 1, but got {heads}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from torch_ext._checks import TENSOR, check_call, check_types, described, is_scripting
+from torch_ext._checks import TENSOR, check_call, check_type, described, is_scripting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +67,7 @@ def attention_weights(  # noqa: D417 - the options are described with `attention
             slopes,
             sink,
         )
+        check_type("torch_ext.attention_weights", TENSOR.or_none(), "rows", rows)
     weights: Tensor = torch.ops.torch_ext.attention_weights(
         query,
         key,
@@ -116,7 +117,7 @@ def plot_attention(
         ValueError: the rank is not 2 or 3, the labels do not match in number, there is nothing to
             draw, or `ax` came with several heads.
     """
-    check_types("plot_attention", TENSOR, weights=weights)
+    check_type("plot_attention", TENSOR, "weights", weights)
     for name, tokens in (("query_tokens", query_tokens), ("key_tokens", key_tokens)):
         for token in tokens:
             if not isinstance(token, str):
