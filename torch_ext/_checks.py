@@ -14,8 +14,11 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 __all__ = [
     "BOOL",
     "INTEGER",
+    "INTEGER_OR_NONE",
     "NUMBER",
+    "NUMBER_OR_NONE",
     "TENSOR",
+    "TENSOR_OR_NONE",
     "check_call",
     "check_type",
     "check_types",
@@ -29,10 +32,6 @@ class Kind(NamedTuple):
 
     expected: str
     fits: Callable[[object], bool]
-
-    def or_none(self) -> "Kind":
-        """The same, or None."""
-        return Kind(f"{self.expected} or None", lambda x: x is None or self.fits(x))
 
 
 def _is_bool(x: object) -> bool:
@@ -72,6 +71,13 @@ BOOL = Kind("a bool", _is_bool)
 INTEGER = Kind("an integer of 64 bits", _is_integer)
 NUMBER = Kind("a number", _is_number)
 TENSOR = Kind("a tensor", _is_tensor)
+
+
+def _or_none(kind: Kind) -> Kind:
+    return Kind(f"{kind.expected} or None", lambda x: x is None or kind.fits(x))
+
+
+INTEGER_OR_NONE, NUMBER_OR_NONE, TENSOR_OR_NONE = map(_or_none, (INTEGER, NUMBER, TENSOR))
 
 # What to do instead of passing a tensor.
 _WAYS_OUT = {
@@ -144,8 +150,8 @@ def check_call(
     if not is_usual:
         check_types(function, BOOL, is_causal=is_causal, bottom_right=bottom_right)
         windows = {"window_left": window_left, "window_right": window_right}
-        check_types(function, INTEGER.or_none(), **windows)
-        check_types(function, NUMBER.or_none(), scale=scale, softcap=softcap)
+        check_types(function, INTEGER_OR_NONE, **windows)
+        check_types(function, NUMBER_OR_NONE, scale=scale, softcap=softcap)
         check_types(function, NUMBER, dropout_p=dropout_p)
     for x in inputs:
         if not isinstance(x, Tensor):
@@ -154,4 +160,4 @@ def check_call(
     for x in (mask, bias, slopes, sink, seed):
         if not (x is None or isinstance(x, Tensor)):
             tensors = {"mask": mask, "bias": bias, "slopes": slopes, "sink": sink, "seed": seed}
-            check_types(function, TENSOR.or_none(), **tensors)
+            check_types(function, TENSOR_OR_NONE, **tensors)

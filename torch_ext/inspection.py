@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from torch_ext._checks import TENSOR, check_call, check_type, described, is_scripting
+from torch_ext._checks import (
+    TENSOR,
+    TENSOR_OR_NONE,
+    check_call,
+    check_type,
+    described,
+    is_scripting,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +74,7 @@ def attention_weights(  # noqa: D417 - the options are described with `attention
             slopes,
             sink,
         )
-        check_type("torch_ext.attention_weights", TENSOR.or_none(), "rows", rows)
+        check_type("torch_ext.attention_weights", TENSOR_OR_NONE, "rows", rows)
     weights: Tensor = torch.ops.torch_ext.attention_weights(
         query,
         key,

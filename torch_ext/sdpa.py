@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from torch_ext._checks import BOOL, NUMBER, TENSOR, check_types, is_scripting
+from torch_ext._checks import (
+    BOOL,
+    NUMBER,
+    NUMBER_OR_NONE,
+    TENSOR,
+    TENSOR_OR_NONE,
+    check_types,
+    is_scripting,
+)
 from torch_ext.functional import attention
 
 
@@ -62,9 +70,9 @@ def scaled_dot_product_attention(
     if not is_usual and not is_scripting():
         name = "torch_ext.scaled_dot_product_attention"
         check_types(name, TENSOR, query=query, key=key, value=value)
-        check_types(name, TENSOR.or_none(), attn_mask=attn_mask)
+        check_types(name, TENSOR_OR_NONE, attn_mask=attn_mask)
         check_types(name, NUMBER, dropout_p=dropout_p)
-        check_types(name, NUMBER.or_none(), scale=scale)
+        check_types(name, NUMBER_OR_NONE, scale=scale)
         check_types(name, BOOL, is_causal=is_causal, enable_gqa=enable_gqa)
         if query.is_nested:  # its shape cannot be asked for
             raise RuntimeError(f"{name}: expected query to be strided, but got a nested tensor")

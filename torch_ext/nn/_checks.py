@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 from torch_ext._checks import (
     INTEGER,
+    INTEGER_OR_NONE,
     NUMBER,
+    NUMBER_OR_NONE,
     TENSOR,
     check_type,
     check_types,
@@ -107,13 +109,13 @@ def check_options(
     check_types("MultiheadAttention", NUMBER, dropout=dropout)
     _expect("dropout", dropout, 0.0 <= dropout < 1.0, "at least 0 and below 1")
     for name, extent in (("window_left", window_left), ("window_right", window_right)):
-        check_type("MultiheadAttention", INTEGER.or_none(), name, extent)
+        check_type("MultiheadAttention", INTEGER_OR_NONE, name, extent)
         _expect(name, extent, extent is None or extent >= 0, "at least 0, or None")
     dtype = torch.get_default_dtype() if dtype is None else dtype
     known = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
     _expect("dtype", dtype, dtype in known, "float64, float32, bfloat16 or float16, or None")
     sums = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
-    check_types("MultiheadAttention", NUMBER.or_none(), scale=scale, softcap=softcap)
+    check_types("MultiheadAttention", NUMBER_OR_NONE, scale=scale, softcap=softcap)
     finite = scale is None or abs(scale) <= sums.max
     _expect("scale", scale, finite, f"finite in {sums.dtype}, or None")
     positive = softcap is None or sums.tiny <= softcap <= sums.max

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from torch_ext._checks import BOOL, TENSOR, check_types, is_scripting
+from torch_ext._checks import BOOL, TENSOR_OR_NONE, check_types, is_scripting
 from torch_ext.functional import alibi_slopes, attention
 from torch_ext.nn._checks import (
     check_input,
@@ -189,8 +189,8 @@ class MultiheadAttention(nn.Module):
                 above; key_mask or mask is not bool, or does not fit; or what `attention` raises.
         """
         if not is_scripting():
-            check_types("MultiheadAttention", TENSOR.or_none(), key=key, value=value)
-            check_types("MultiheadAttention", TENSOR.or_none(), mask=mask, key_mask=key_mask)
+            check_types("MultiheadAttention", TENSOR_OR_NONE, key=key, value=value)
+            check_types("MultiheadAttention", TENSOR_OR_NONE, mask=mask, key_mask=key_mask)
         if key is None:
             key = query
         if value is None:

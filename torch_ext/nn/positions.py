@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from torch_ext._checks import BOOL, INTEGER, NUMBER, TENSOR, check_type, is_scripting
+from torch_ext._checks import BOOL, INTEGER, NUMBER, TENSOR_OR_NONE, check_type, is_scripting
 from torch_ext.nn._checks import check_input
 
 
@@ -143,7 +143,7 @@ def _angles(x: Tensor, size: int, base: float, positions: Tensor | None, offset:
 
 def _check_positions(module: str, x: Tensor, positions: Tensor | None, offset: int) -> None:
     if not is_scripting():
-        check_type(module, TENSOR.or_none(), "positions", positions)
+        check_type(module, TENSOR_OR_NONE, "positions", positions)
         check_type(module, NUMBER, "offset", offset)
         is_known = not torch.compiler.is_compiling() and not isinstance(offset, Tensor)
         if is_known and not abs(offset) <= 2**53:
