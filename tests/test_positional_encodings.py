@@ -105,8 +105,8 @@ def test_positions_and_offset_add_up_in_float64(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_offsets_that_are_recorded_sizes(fresh_dynamo: None, monkeypatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "capture_scalar_outputs", True)
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_offsets_that_are_recorded_sizes(fresh_dynamo: None) -> None:
     x, cached, rotary = torch.randn(2, 3, 8), torch.zeros(4, 8), RotaryEmbedding(8)
 
     def by_size(x: Tensor, cached: Tensor) -> Tensor:
