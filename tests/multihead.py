@@ -35,6 +35,7 @@ def assert_same_with_gradients(output: Tensor, expected: Tensor, inputs: list[Te
 OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window_left": 2, "window_right": 1},
     "bottom_right": {"bottom_right": True},
+    "scale": {"scale": 1.5},
     "softcap": {"softcap": 0.5},
     "fixed slopes": {"alibi": "fixed"},
     "learned slopes": {"alibi": "learned"},

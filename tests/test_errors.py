@@ -270,3 +270,60 @@ def test_sparse_tensors_are_refused(device: torch.device) -> None:
     args.key = args.key.to_sparse()
     text = message(args)
     assert_words(text, "key", "strided", "layout")
+
+
+@pytest.mark.parametrize("kept", [0, 40])
+@pytest.mark.parametrize("operator", POSITIONAL)
+def test_tensors_whose_memory_was_freed_are_refused(
+    operator: str, kept: int, device: torch.device
+) -> None:
+    args = base(device, **ALL_LEAVES)
+    for name in [*POSITIONAL[operator], "bias", "slopes", "sink"]:
+        tensors, options = positional(operator, args), dict(args.options)
+        if name in tensors:
+            tensors[name] = tensors[name].clone()
+        else:
+            options[name] = options[name].clone()
+        freed = tensors.get(name, options.get(name))
+        if kept >= freed.untyped_storage().nbytes():
+            continue
+        freed.untyped_storage().resize_(kept)
+        text = message(lambda tensors=tensors, options=options: call(operator, tensors, options))
+        said = f"expected {name} of shape {list(freed.shape)} to have memory"
+        assert_words(text, "torch_ext::attention", said, f"resized to {kept} bytes")
+
+
+def test_memory_is_needed_only_where_elements_lie(device: torch.device) -> None:
+    args = base(device)
+    row = torch.randn(1, 1, 1, 8, device=device)
+    one = args.query.new_empty(8)
+    one.untyped_storage().resize_(32)
+    one.copy_(row.reshape(8))
+    args.query = one.expand(2, 4, 5, 8)
+    expected = base(device)
+    expected.key, expected.value = args.key, args.value
+    expected.query = row.expand(2, 4, 5, 8).contiguous()
+    for got, wanted in zip(args(), expected(), strict=True):
+        assert torch.equal(got, wanted)
+    nothing = torch.empty(2, 4, 0, 8, device=device)
+    nothing.untyped_storage().resize_(0)
+    args.query = nothing
+    assert args()[0].shape == (2, 4, 0, 6)
+
+
+# What `attention` broadcasts.
+ONLY_FORWARD = [
+    changed(key=(1, 2, 7, 8)),
+    changed(value=(1, 2, 7, 6)),
+    changed(key=(2, 7, 8)),
+    changed(value=(7, 6), key=(1, 7, 8)),
+]
+
+
+@pytest.mark.parametrize("change", ONLY_FORWARD)
+def test_what_attention_broadcasts_is_refused_by_the_name_of_the_operator(
+    change: Callable[[Arguments], Arguments], device: torch.device
+) -> None:
+    change(base(device))(ops.attention)
+    text = message(change(base(device)))
+    assert_words(text, "torch_ext::attention_forward: expected", "like query")

@@ -202,19 +202,21 @@ def test_alibi_slopes_of_no_head_are_refused() -> None:
 
 
 @on_device
-def test_pieces_of_the_keys_go_together_by_their_logsumexp() -> None:
+def test_pieces_of_the_keys_go_together_by_the_documented_formula() -> None:
     q, k, v = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True)
-    parts = [
-        torch_ext.attention_with_logsumexp(q, k[..., part, :], v[..., part, :])
-        for part in (slice(0, 3), slice(3, 7))
-    ]
-    share = torch.softmax(torch.stack([lse for _, lse in parts]), 0).unsqueeze(-1)
-    output = share[0] * parts[0][0] + share[1] * parts[1][0]
-    expected = sdpa(q, k, v)
+    mask = random_mask(5, 7)  # the second row sees no key of any piece
+    mask[2, :3], mask[2, 3:] = False, True
+    names: dict = {"torch": torch}
+    for piece, part in (("a", slice(0, 3)), ("b", slice(3, 7))):
+        names[f"output_{piece}"], names[f"lse_{piece}"] = torch_ext.attention_with_logsumexp(
+            q, k[..., part, :], v[..., part, :], mask=mask[:, part]
+        )
+    lines = inspect.getdoc(torch_ext.attention_with_logsumexp).splitlines()
+    formula = "\n".join(line.strip() for line in lines if line.startswith("    ") and " = " in line)
+    exec(formula, names)
+    output, expected = names["output"], sdpa(q, k, v, mask)
     assert_close(output, expected, **NEAR)
+    assert names["lse"][..., 1].eq(-torch.inf).all()
     grad = torch.randn_like(expected)  # comes back through the logsumexps too
-    assert_close(
-        torch.autograd.grad(output, (q, k, v), grad),
-        torch.autograd.grad(expected, (q, k, v), grad),
-        **NEAR,
-    )
+    grads = torch.autograd.grad(output, (q, k, v), grad)
+    assert_close(grads, torch.autograd.grad(expected, (q, k, v), grad), **NEAR)

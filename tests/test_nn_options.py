@@ -1,5 +1,6 @@
 """MultiheadAttention: options of the constructor, dropout, what is learned, gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -144,13 +145,52 @@ def test_slopes_and_sink_move_and_reset_with_the_module(alibi: str, device: torc
     assert half(torch.randn(2, 5, 12, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+def by_skip_init(device: torch.device, assign: bool) -> MultiheadAttention:
+    module = nn.utils.skip_init(MultiheadAttention, 12, 6, alibi="fixed", device=device)
+    module.load_state_dict(MultiheadAttention(12, 6).state_dict(), assign=assign)
+    return module
+
+
+def by_to_empty(device: torch.device, assign: bool) -> MultiheadAttention:
+    module = MultiheadAttention(12, 6, alibi="fixed", device="meta").to_empty(device=device)
+    module.load_state_dict(MultiheadAttention(12, 6).state_dict(), assign=assign)
+    return module
+
+
+def by_assignment(_: torch.device, assign: bool) -> MultiheadAttention:
+    module = nn.ModuleDict({"mix": MultiheadAttention(12, 6, alibi="fixed", device="meta")})
+    state = nn.ModuleDict({"mix": MultiheadAttention(12, 6, dtype=F64)}).state_dict()
+    module.load_state_dict(state, assign=True)
+    return module["mix"]
+
+
+@on_device
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("make", [by_skip_init, by_to_empty, by_assignment])
+def test_fixed_slopes_are_right_wherever_the_module_came_from(
+    make: Callable[[torch.device, bool], MultiheadAttention], assign: bool, device: torch.device
+) -> None:
+    module = make(device, assign)
+    weight = module.q_proj.weight
+    expected = torch_ext.alibi_slopes(6, dtype=weight.dtype)
+    assert torch.equal(module.slopes, expected)
+    assert "slopes" not in module.state_dict()
+    assert module(torch.randn(2, 5, 12, dtype=weight.dtype)).isfinite().all()
+    slopes = module.slopes
+    module.load_state_dict(module.state_dict())
+    assert module.slopes is slopes  # where it was: a recorded graph may read it there
+    exact = torch_ext.alibi_slopes(6, dtype=F64)
+    assert torch.equal(module.to(torch.bfloat16).to(F64).slopes, exact)
+
+
 def test_module_shows_the_options_that_were_chosen() -> None:
     assert MultiheadAttention(12, 3).extra_repr() == "12, 3, num_kv_heads=3"
     module = MultiheadAttention(
-        12, 3, dropout=0.1, window_left=0, softcap=5, alibi="learned", sink=True
+        12, 3, dropout=0.1, window_left=0, scale=2, softcap=5, alibi="learned", sink=True
     )
     assert module.extra_repr() == (
-        "12, 3, num_kv_heads=3, dropout=0.1, window_left=0, softcap=5.0, alibi='learned', sink=True"
+        "12, 3, num_kv_heads=3, dropout=0.1, window_left=0, scale=2.0, softcap=5.0, "
+        "alibi='learned', sink=True"
     )
 
 

@@ -34,13 +34,6 @@ def test_sinusoidal_is_added_and_takes_positions() -> None:
     assert_close(module(x, positions)[1], x[1] + encoding.flip(0))
 
 
-@pytest.mark.parametrize("size", [0, -2, 3])
-def test_encodings_refuse_odd_sizes(size: int) -> None:
-    for module in (SinusoidalPositionalEncoding, RotaryEmbedding):
-        with pytest.raises(ValueError, match=f"even, but got {size}"):
-            module(size)
-
-
 @on_device
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotary_turns_pairs(interleaved: bool) -> None:
@@ -95,6 +88,38 @@ def test_encodings_are_exact_far_out_in_low_precision(dtype: torch.dtype) -> Non
         output, exact = module(x, offset=100_000), module(x.double(), offset=100_000)
         assert output.dtype == dtype
         assert_close(output.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.int64])
+def test_positions_and_offset_add_up_in_float64(dtype: torch.dtype) -> None:
+    # In their own dtypes 100 + 100 is -56, 100 + 1001 is 1104, and 2^25 + 0.5 is 2^25.
+    x = torch.randn(2, 3, 8, dtype=F64)
+    positions = torch.tensor([0, 3, 100], dtype=dtype)
+    if dtype == torch.int64:
+        positions += 2**25
+    for module in (RotaryEmbedding(8), SinusoidalPositionalEncoding(8)):
+        for offset in (100, 1001, 0.5):
+            output = module(x, positions, offset=offset)
+            assert_close(output, module(x, positions.double() + offset), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@torch._dynamo.config.patch(capture_scalar_outputs=True)
+def test_offsets_that_are_recorded_sizes(fresh_dynamo: None) -> None:
+    x, cached, rotary = torch.randn(2, 3, 8), torch.zeros(4, 8), RotaryEmbedding(8)
+
+    def by_size(x: Tensor, cached: Tensor) -> Tensor:
+        return rotary(x, offset=cached.size(-2))
+
+    def by_item(x: Tensor, count: Tensor) -> Tensor:
+        return rotary(x, offset=count.item())
+
+    expected = rotary(x, offset=4)
+    assert_close(torch.jit.trace(by_size, (x, cached))(x, cached), expected)
+    for function, last in ((by_size, cached), (by_item, torch.tensor(4))):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+        assert_close(compiled(x, last), expected)
 
 
 @on_device

@@ -38,6 +38,13 @@ def test_self_attention_trains_and_scripts(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
 
 
+def test_all_that_is_exported_is_in_a_table() -> None:
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if "| `" in line]
+    names = [name for name in torch_ext.__all__ if name not in ("nn", "__version__")]
+    for name in [*names, *(f"nn.{name}" for name in torch_ext.nn.__all__)]:
+        assert any(f"`{name}`" in row.split(" | ")[0] for row in rows), name
+
+
 def test_every_option_is_in_the_table() -> None:
     rows = [line for line in README.read_text(encoding="utf-8").splitlines() if "| `" in line]
     names = list(inspect.signature(torch_ext.attention).parameters)

@@ -7,13 +7,15 @@ E size of a value. 2-D tensors are one head, 3-D tensors are (heads, length, siz
 Pass the options by name: only their names are promised. (They are not keyword-only because
 TorchScript compiles no function that has keyword-only arguments with defaults.)
 
-Everything real-valued can be differentiated: query, key, value, bias, slopes and sink, backward and
-forward, any number of times; `attention_with_logsumexp` in both results.
+The real tensors can be differentiated: query, key, value, bias, slopes and sink, backward and
+forward, any number of times; `attention_with_logsumexp` in both results. scale, softcap and
+dropout_p are numbers, never learned; a learned scale is a factor of query.
 """
 
 import torch
 from torch import Tensor
 
+from torch_ext._checks import INTEGER, check_call, check_type, is_scripting
 from torch_ext._library import operators
 
 # Looked up once: a lookup in torch.ops takes time that small problems notice.
@@ -52,7 +54,8 @@ def attention(
     Nothing of size N x M is stored, neither here nor in first and second derivatives.
 
     Args:
-        query: (..., H, N, D), float64, float32, bfloat16 or float16; any strides.
+        query: (..., H, N, D), float64, float32, bfloat16 or float16; any strides. A 2-D query, one
+            head, goes with 2-D key and value alone.
         key: (..., Hkv, M, D), query's dtype. Batch dimensions broadcast.
         value: (..., Hkv, M, E), query's dtype. Batch dimensions broadcast.
         mask: bool, broadcastable to (..., H, N, M); True = attend.
@@ -74,15 +77,16 @@ def attention(
             the softmax; the others are divided by 1 - dropout_p. Applies whenever it is not 0: pass
             0 outside training.
         seed: int64, broadcastable to the batch dimensions (...): which weights dropout keeps. Equal
-            seeds keep the same ones, whatever else is in the batch. Drawn from torch's generator
-            by default; ignored where dropout_p is 0.
+            seeds keep the same ones, whatever else is in the batch: one seed for all drops the same
+            weights in every batch element. Drawn from torch's generator by default, one for each
+            batch element; ignored where dropout_p is 0.
 
     Returns:
         (..., H, N, E) in query's dtype and query's order of dimensions in memory. A query that
         sees no key gets 0, and zero gradients.
 
     Raises:
-        RuntimeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError: naming the argument, what was expected and what came.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.1; tiled evaluation after
         Dao et al. 2022, "FlashAttention", and Milakov and Gimelshein 2018, "Online normalizer
@@ -97,15 +101,39 @@ def attention(
         and bias is None
         and window_left is None
         and window_right is None
+        and isinstance(bottom_right, bool)
         and not bottom_right
         and softcap is None
         and slopes is None
         and sink is None
         and dropout_p == 0.0
+        and seed is None
+        and isinstance(is_causal, bool)
+        and (scale is None or isinstance(scale, float))
+        and isinstance(query, Tensor)
+        and isinstance(key, Tensor)
+        and isinstance(value, Tensor)
     ):
         # The usual call: handing all options over would take longer than a small problem.
         output: Tensor = _attention_with_few_options(query, key, value, is_causal, scale)
     else:
+        if not is_scripting():
+            check_call(
+                "torch_ext.attention",
+                (query, key, value),
+                mask,
+                bias,
+                is_causal,
+                window_left,
+                window_right,
+                bottom_right,
+                scale,
+                softcap,
+                slopes,
+                sink,
+                dropout_p,
+                seed,
+            )
         output = _attention(
             query,
             key,
@@ -145,8 +173,13 @@ def attention_with_logsumexp(  # noqa: D417 - the options are described once
 ) -> tuple[Tensor, Tensor]:
     """`attention`, and the log of the sum that its softmax divides by.
 
-    With it, attention over pieces a and b of the keys can be put together:
-    lse = logaddexp(lse_a, lse_b), output = exp(lse_a - lse) output_a + exp(lse_b - lse) output_b.
+    With it, attention over pieces of the keys, output_a and lse_a, output_b and lse_b, can be put
+    together. A row that sees no key of any piece stays 0:
+
+        lse = torch.logaddexp(lse_a, lse_b)
+        base = lse.masked_fill(lse == -torch.inf, 0.0)
+        share_a, share_b = torch.exp(lse_a - base), torch.exp(lse_b - base)
+        output = share_a.unsqueeze(-1) * output_a + share_b.unsqueeze(-1) * output_b
 
     Args:
         query: (..., H, N, D), as for `attention`.
@@ -162,10 +195,27 @@ def attention_with_logsumexp(  # noqa: D417 - the options are described once
         are differentiable.
 
     Raises:
-        RuntimeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError: naming the argument, what was expected and what came.
 
     Source: Dao et al. 2022, "FlashAttention", section 3.1 (the softmax statistics).
     """
+    if not is_scripting():
+        check_call(
+            "torch_ext.attention_with_logsumexp",
+            (query, key, value),
+            mask,
+            bias,
+            is_causal,
+            window_left,
+            window_right,
+            bottom_right,
+            scale,
+            softcap,
+            slopes,
+            sink,
+            dropout_p,
+            seed,
+        )
     if dropout_p > 0.0 and seed is None:  # as the operator torch_ext::attention draws it
         seed = torch.randint(
             0x7FFFFFFFFFFFFFFF, query.shape[:-3], dtype=torch.int64, device=query.device
@@ -207,12 +257,17 @@ def alibi_slopes(
         (H), in score per position, for `attention`'s option `slopes`.
 
     Raises:
-        ValueError: heads is below 1.
+        TypeError: heads is not an integer.
+        ValueError: heads is below 1, or dtype is not floating point.
 
     Source: Press et al. 2022, "Train Short, Test Long", section 3, and the code published with it.
     """
+    check_type("alibi_slopes", INTEGER, "heads", heads)
+    heads = int(heads)
     if heads < 1:
         raise ValueError(f"alibi_slopes: expected heads to be at least 1, but got {heads}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"alibi_slopes: expected dtype to be floating point, but got {dtype}")
     lower = 1 << (heads.bit_length() - 1)
     exponents = [8 * (h + 1) / lower for h in range(lower)]
     exponents += [4 * (2 * h + 1) / lower for h in range(heads - lower)]

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from torch_ext._checks import (
+    TENSOR,
+    TENSOR_OR_NONE,
+    check_call,
+    check_type,
+    described,
+    is_scripting,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -46,10 +55,26 @@ def attention_weights(  # noqa: D417 - the options are described with `attention
         and is 0 where no key is visible.
 
     Raises:
-        RuntimeError: naming the argument, what was expected and what came.
+        RuntimeError, TypeError: naming the argument, what was expected and what came.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", equation 1.
     """
+    if not is_scripting():
+        check_call(
+            "torch_ext.attention_weights",
+            (query, key),
+            mask,
+            bias,
+            is_causal,
+            window_left,
+            window_right,
+            bottom_right,
+            scale,
+            softcap,
+            slopes,
+            sink,
+        )
+        check_type("torch_ext.attention_weights", TENSOR_OR_NONE, "rows", rows)
     weights: Tensor = torch.ops.torch_ext.attention_weights(
         query,
         key,
@@ -95,9 +120,17 @@ def plot_attention(
 
     Raises:
         ImportError: matplotlib is not installed.
+        TypeError: weights is not a tensor, or a label is not a string.
         ValueError: the rank is not 2 or 3, the labels do not match in number, there is nothing to
             draw, or `ax` came with several heads.
     """
+    check_type("plot_attention", TENSOR, "weights", weights)
+    for name, tokens in (("query_tokens", query_tokens), ("key_tokens", key_tokens)):
+        for token in tokens:
+            if not isinstance(token, str):
+                raise TypeError(
+                    f"plot_attention: expected {name} to be strings, but got {described(token)}"
+                )
     panels = _checked_panels(weights, len(query_tokens), len(key_tokens))
     if ax is not None and len(panels) > 1:
         raise ValueError(

@@ -3,6 +3,15 @@
 import torch
 from torch import Tensor
 
+from torch_ext._checks import (
+    BOOL,
+    NUMBER,
+    NUMBER_OR_NONE,
+    TENSOR,
+    TENSOR_OR_NONE,
+    check_types,
+    is_scripting,
+)
 from torch_ext.functional import attention
 
 
@@ -18,11 +27,12 @@ def scaled_dot_product_attention(
 ) -> Tensor:
     """Takes the place of `torch.nn.functional.scaled_dot_product_attention`.
 
-    Same arguments, same meaning, same kinds of error. What differs: dropout keeps other weights
-    for the same state of torch's generator; `scale` must be finite and D positive (SDPA returns NaN
-    or averages); `attn_mask` together with `is_causal` is always the error that SDPA documents,
-    whereas its fused CPU kernel lets some shapes pass; a zero or negative `scale` with `is_causal`
-    works (SDPA returns NaN on the CPU). A query that sees no key gets 0 in both.
+    Same arguments, same meaning, same kinds of error. What differs: nested tensors are refused;
+    dropout keeps other weights for the same state of torch's generator; `scale` must be finite and
+    D positive (SDPA returns NaN or averages); `attn_mask` together with `is_causal` is always the
+    error that SDPA documents, whereas its fused CPU kernel lets some shapes pass; a zero or
+    negative `scale` with `is_causal` works (SDPA returns NaN on the CPU), and so does an
+    `attn_mask` with no dimension or with one, (M). A query that sees no key gets 0 in both.
 
     Args:
         query: (..., H, N, D).
@@ -41,11 +51,31 @@ def scaled_dot_product_attention(
         (..., H, N, E) in query's dtype.
 
     Raises:
-        RuntimeError: naming the argument, what was expected and what came; what the operator
-            refuses in attn_mask it calls mask where that is bool, and bias elsewhere.
+        RuntimeError, TypeError: naming the argument, what was expected and what came; what the
+            operator refuses in attn_mask it calls mask where that is bool, and bias elsewhere.
 
     Source: the documentation of `torch.nn.functional.scaled_dot_product_attention`.
     """
+    is_usual = (
+        isinstance(query, Tensor)
+        and isinstance(key, Tensor)
+        and isinstance(value, Tensor)
+        and (attn_mask is None or isinstance(attn_mask, Tensor))
+        and isinstance(dropout_p, float)
+        and isinstance(is_causal, bool)
+        and (scale is None or isinstance(scale, float))
+        and isinstance(enable_gqa, bool)
+        and not query.is_nested
+    )
+    if not is_usual and not is_scripting():
+        name = "torch_ext.scaled_dot_product_attention"
+        check_types(name, TENSOR, query=query, key=key, value=value)
+        check_types(name, TENSOR_OR_NONE, attn_mask=attn_mask)
+        check_types(name, NUMBER, dropout_p=dropout_p)
+        check_types(name, NUMBER_OR_NONE, scale=scale)
+        check_types(name, BOOL, is_causal=is_causal, enable_gqa=enable_gqa)
+        if query.is_nested:  # its shape cannot be asked for
+            raise RuntimeError(f"{name}: expected query to be strided, but got a nested tensor")
     if not 0.0 <= dropout_p <= 1.0:
         raise RuntimeError(
             "torch_ext.scaled_dot_product_attention: expected dropout_p to be between 0 and 1, "
@@ -114,7 +144,8 @@ def _broadcast(
     query: Tensor, key: Tensor, value: Tensor, kept: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Broadcasts all dimensions but the last `kept` with views; ranks may differ, as in SDPA."""
-    if query.shape[:-kept] == key.shape[:-kept] and key.shape[:-kept] == value.shape[:-kept]:
+    batch = key.shape[:-kept]
+    if query.shape[:-kept] == batch and value.shape[:-kept] == batch:
         return query, key, value
     rank = max(query.dim(), key.dim(), value.dim())
     shape = [1] * (rank - kept)

@@ -6,6 +6,29 @@
 #include "ops/checks.h"
 
 namespace torch_ext::ops::rules {
+namespace {
+
+constexpr c10::DispatchKeySet kStandsForAnother{c10::DispatchKey::Python,
+                                                c10::DispatchKey::Functionalize};
+
+// Whether a storage that was resized, as to free it, still holds what sizes and strides reach.
+// Those tensors that only stand for others, and those with symbols for sizes, are not asked.
+bool has_memory(const Tensor& tensor) {
+  const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
+  if (!impl.has_storage() || impl.has_symbolic_sizes_strides() ||
+      impl.key_set().has_any(kStandsForAnother)) {
+    return true;
+  }
+  const at::IntArrayRef sizes = impl.sizes(), strides = impl.strides();
+  int64_t last = impl.storage_offset();
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    if (sizes[dim] == 0) return true;
+    last += (sizes[dim] - 1) * strides[dim];
+  }
+  return static_cast<size_t>(last + 1) * impl.itemsize() <= impl.unsafe_storage().nbytes();
+}
+
+}  // namespace
 
 std::string dtype_name(at::ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
 
@@ -15,6 +38,13 @@ void expect_strided(const Argument& a) {
               " to be a strided tensor, but got a nested tensor");
   TORCH_CHECK(a.tensor.layout() == at::kStrided, a.op, ": expected ", a.name,
               " to be a strided tensor, but got layout ", a.tensor.layout());
+}
+
+void expect_readable(const Argument& a) {
+  expect_strided(a);
+  TORCH_CHECK(has_memory(a.tensor), a.op, ": expected ", a.name, " of shape ", a.tensor.sizes(),
+              " to have memory for its elements, but got a storage that was resized to ",
+              a.tensor.storage().nbytes(), " bytes");
 }
 
 void expect_dtype(const Argument& a, at::ScalarType expected, std::string_view why) {
@@ -43,7 +73,7 @@ void expect_size(const Argument& a, int64_t dim, const SymInt& expected, const c
 
 void expect_like(const Argument& a, const Tensor& query, at::ScalarType type,
                  at::SymIntArrayRef expected) {
-  expect_strided(a);
+  expect_readable(a);
   expect_dtype(a, type);
   expect_same_device(a, query);
   bool is_equal = a.tensor.dim() == static_cast<int64_t>(expected.size());

@@ -29,6 +29,9 @@ std::string dtype_name(at::ScalarType type);
 // Strided, so that sizes and strides may be asked for.
 void expect_strided(const Argument& a);
 
+// And with memory for all that these reach: a storage can be resized under its tensors.
+void expect_readable(const Argument& a);
+
 void expect_dtype(const Argument& a, at::ScalarType expected, std::string_view why = "");
 
 // Query's dtype, or float32 where query has 16 bits.

@@ -13,7 +13,7 @@ using namespace rules;
 bool is_16_bit(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
 void check_query(const Argument& query) {
-  expect_strided(query);
+  expect_readable(query);
   const at::ScalarType type = query.tensor.scalar_type();
   TORCH_CHECK(type == at::kDouble || type == at::kFloat || is_16_bit(type), query.op,
               ": expected query to have dtype float64, float32, bfloat16 or float16, but got ",
@@ -31,10 +31,13 @@ void check_query(const Argument& query) {
 }
 
 // What key and value have in common with query: all but heads, length and head size.
-void check_like_query(const Argument& a, const Tensor& query) {
-  expect_strided(a);
+void check_like_query(Argument a, const Tensor& query) {
+  expect_readable(a);
   expect_dtype(a, query.scalar_type(), " like query");
   expect_same_device(a, query);
+  // What has heads `attention` has broadcast by now: it is not the one that refuses the rest.
+  const bool is_broadcast = query.dim() > 2 && a.tensor.dim() >= 2;
+  if (is_broadcast && a.op == Attention::kName) a.op = AttentionForward::kName;
   TORCH_CHECK(a.tensor.dim() == query.dim(), a.op, ": expected ", a.name, " to have ", query.dim(),
               " dimensions like query, but got ", a.name, " of shape ", a.tensor.sym_sizes());
   for (int64_t dim = 0; dim < query.dim() - 3; ++dim) {
@@ -167,7 +170,7 @@ void check(const WeightsArguments& a) {
   check_scores(op, a.options, a.query, a.key);
   if (const Tensor& rows = value_or_undefined(a.rows); rows.defined()) {
     const Argument argument{op, "rows", rows};
-    expect_strided(argument);
+    expect_readable(argument);
     expect_dtype(argument, at::kLong);
     expect_same_device(argument, a.query);
     TORCH_CHECK(rows.dim() == 1, op, ": expected rows to have 1 dimension, but got rows of shape ",
@@ -177,7 +180,7 @@ void check(const WeightsArguments& a) {
 
 void check(const DropoutMaskArguments& a) {
   const char* op = DropoutMask::kName;
-  expect_strided({op, "seed", a.seed});
+  expect_readable({op, "seed", a.seed});
   expect_dtype({op, "seed", a.seed}, at::kLong);
   const auto expect_count = [&](const char* name, const SymInt& count) {
     TORCH_SYM_CHECK(count.sym_ge(0), op, ": expected ", name, " to be at least 0, but got ", count);

@@ -47,7 +47,7 @@ void check_number_per_head(const char* op, const char* name, const OptionalTenso
   const Tensor& tensor = value_or_undefined(optional);
   if (!tensor.defined()) return;
   const Argument argument{op, name, tensor};
-  expect_strided(argument);
+  expect_readable(argument);
   expect_dtype_with_query(argument, query);
   expect_same_device(argument, query);
   const at::SymIntArrayRef sizes = query.sym_sizes();
@@ -65,7 +65,7 @@ void check_seed(const char* op, const Options& options, const Tensor& query) {
               " draws one by itself; for others, "
               "torch.randint(2**63 - 1, query.shape[:-3], device=query.device) makes one");
   const Argument argument{op, "seed", seed};
-  expect_strided(argument);
+  expect_readable(argument);
   expect_dtype(argument, at::kLong);
   expect_same_device(argument, query);
   const at::SymIntArrayRef sizes = query.sym_sizes();
@@ -84,14 +84,14 @@ void check_scores(const char* op, const ScoreOptions& options, const Tensor& que
   };
   if (const Tensor& mask = value_or_undefined(options.mask); mask.defined()) {
     const Argument argument{op, "mask", mask};
-    expect_strided(argument);
+    expect_readable(argument);
     expect_dtype(argument, at::kBool, " (true = attend; additive masks are called bias)");
     expect_same_device(argument, query);
     expect_broadcastable_to_scores(argument);
   }
   if (const Tensor& bias = value_or_undefined(options.bias); bias.defined()) {
     const Argument argument{op, "bias", bias};
-    expect_strided(argument);
+    expect_readable(argument);
     expect_dtype_with_query(argument, query);
     expect_same_device(argument, query);
     expect_broadcastable_to_scores(argument);

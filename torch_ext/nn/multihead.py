@@ -1,13 +1,21 @@
 """Multi-head attention with learned projections."""
 
-import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from torch_ext._checks import BOOL, TENSOR_OR_NONE, check_types, is_scripting
 from torch_ext.functional import alibi_slopes, attention
-from torch_ext.nn._checks import check_input
+from torch_ext.nn._checks import (
+    check_input,
+    check_masks,
+    check_options,
+    check_rotary,
+    check_sizes,
+    project,
+)
 from torch_ext.nn.positions import RotaryEmbedding
 
 
@@ -18,11 +26,13 @@ class MultiheadAttention(nn.Module):
 
     `load_state_dict` also takes the state of a `torch.nn.MultiheadAttention` and then computes what
     that module does with batch_first=True, add_bias_kv and add_zero_attn off (with dropout, which
-    drops attention weights in both, the same but for the random numbers). One difference to mind:
-    **here, as in SDPA, a bool mask says True = attend; in torch.nn.MultiheadAttention True =
-    hide**, for `attn_mask` and for `key_padding_mask`. So `attn_mask=hidden` there is
-    `mask=~hidden` here, `key_padding_mask=padding` there is `key_mask=~padding` here, and a float
-    `attn_mask` there is `bias` here; a mask per head, (B * H, N, M) there, is (B, H, N, M) here.
+    drops attention weights in both, the same but for the random numbers). Differences to mind: the
+    result is the output alone, no tuple; the fourth argument is `mask`, not key_padding_mask: pass
+    masks by name; and **here, as in SDPA, a bool mask says True = attend; in
+    torch.nn.MultiheadAttention True = hide**, for `attn_mask` and for `key_padding_mask`. So
+    `attn_mask=hidden` there is `mask=~hidden` here, `key_padding_mask=padding` there is
+    `key_mask=~padding` here, and a float `attn_mask` there is `bias` here; a mask per head,
+    (B * H, N, M) there, is (B, H, N, M) here.
     (Asked for its weights, torch.nn gives NaN to a query that sees no key; here its heads give 0,
     and the output is out_proj's bias.)
 
@@ -40,6 +50,8 @@ class MultiheadAttention(nn.Module):
         window_right: how many positions ahead a query sees; unlimited by default.
         bottom_right: is_causal, the window and ALiBi count distances from the end: the last query
             lies beside the last key, rather than the first beside the first.
+        scale: multiplies the products of queries and keys, any finite number;
+            1/sqrt(embed_dim / num_heads) by default.
         softcap: bound of the scaled products, above 0; none by default.
         alibi: scores fall with the distance. "fixed": by `torch_ext.alibi_slopes`, the buffer
             `slopes`, which is not part of the state; "learned": they are where the parameter
@@ -54,6 +66,7 @@ class MultiheadAttention(nn.Module):
         dtype: of the parameters.
 
     Raises:
+        TypeError: naming the argument that is of another type than the above.
         ValueError: num_heads does not divide embed_dim, num_kv_heads does not divide num_heads,
             rotary is for another head size, or an option is out of range.
 
@@ -74,6 +87,7 @@ class MultiheadAttention(nn.Module):
         window_left: int | None = None,
         window_right: int | None = None,
         bottom_right: bool = False,
+        scale: float | None = None,
         softcap: float | None = None,
         alibi: Literal["fixed", "learned"] | None = None,
         sink: bool = False,
@@ -83,27 +97,26 @@ class MultiheadAttention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        _check_divides("num_heads", num_heads, "embed_dim", embed_dim)
-        _check_divides("num_kv_heads", num_kv_heads, "num_heads", num_heads)
+        kdim = embed_dim if kdim is None else kdim
+        vdim = embed_dim if vdim is None else vdim
+        check_sizes(embed_dim, num_heads, num_kv_heads, kdim, vdim)
+        check_options(dropout, window_left, window_right, scale, softcap, alibi, dtype)
+        check_types("MultiheadAttention", BOOL, bias=bias, bottom_right=bottom_right, sink=sink)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_size = embed_dim // num_heads
-        if rotary is not None and rotary.head_size != self.head_size:
-            raise ValueError(
-                f"MultiheadAttention: expected rotary to have head size {self.head_size} "
-                f"(embed_dim / num_heads), but got {rotary.head_size}"
-            )
-        _check_options(dropout, window_left, window_right, softcap, alibi)
+        check_rotary(rotary, self.head_size)
         self.dropout = float(dropout)
         self.window_left = window_left
         self.window_right = window_right
         self.bottom_right = bottom_right
+        self.scale = None if scale is None else float(scale)
         self.softcap = None if softcap is None else float(softcap)
         self.alibi = alibi
         kv_dim = num_kv_heads * self.head_size
-        self.kdim = embed_dim if kdim is None else kdim
-        self.vdim = embed_dim if vdim is None else vdim
+        self.kdim = kdim
+        self.vdim = vdim
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(self.kdim, kv_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(self.vdim, kv_dim, bias, device=device, dtype=dtype)
@@ -118,6 +131,7 @@ class MultiheadAttention(nn.Module):
         self.sink: Tensor | None = nn.Parameter(per_head) if sink else None
         self.reset_parameters()
         self.register_load_state_dict_pre_hook(_unpack_torch_state)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_move_fixed_slopes)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Weights uniform as in Glorot and Bengio 2010, vectors and sinks 0, slopes ALiBi's."""
@@ -125,11 +139,24 @@ class MultiheadAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             if projection.bias is not None:
                 nn.init.zeros_(projection.bias)
+        self._fill_slopes()
+        if self.sink is not None:
+            nn.init.zeros_(self.sink)
+
+    def _fill_slopes(self) -> None:
         if self.slopes is not None:
             with torch.no_grad():
                 self.slopes.copy_(alibi_slopes(self.num_heads, dtype=torch.float64))
-        if self.sink is not None:
-            nn.init.zeros_(self.sink)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiheadAttention":
+        """Fixed slopes are not part of the state: whatever moves the module fills them again.
+
+        `to_empty`, and so `torch.nn.utils.skip_init`, would leave them without a value.
+        """
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.alibi == "fixed":
+            self._fill_slopes()
+        return self
 
     def forward(
         self,
@@ -149,7 +176,8 @@ class MultiheadAttention(nn.Module):
             value: (..., M, vdim); key by default.
             mask: bool, broadcastable to (..., H, N, M); True = attend.
             bias: added to the scores, broadcastable to (..., H, N, M); -inf hides.
-            key_mask: bool, (..., M); True = a real key, False = padding that no query sees.
+            key_mask: bool, (..., M); True = a real key, False = padding that no query sees. With
+                `mask` together it takes memory for their intersection, B N M bytes.
             is_causal: query i sees keys j <= i; with bottom_right counted from the end. All four
                 and the window together mean their intersection.
 
@@ -157,9 +185,12 @@ class MultiheadAttention(nn.Module):
             (..., N, embed_dim).
 
         Raises:
-            RuntimeError: query, key or value is not floating point or not of the shape above;
-                key_mask or mask is not bool, or does not fit; or what `attention` raises.
+            RuntimeError, TypeError: query, key or value is not floating point or not of the shape
+                above; key_mask or mask is not bool, or does not fit; or what `attention` raises.
         """
+        if not is_scripting():
+            check_types("MultiheadAttention", TENSOR_OR_NONE, key=key, value=value)
+            check_types("MultiheadAttention", TENSOR_OR_NONE, mask=mask, key_mask=key_mask)
         if key is None:
             key = query
         if value is None:
@@ -168,21 +199,18 @@ class MultiheadAttention(nn.Module):
         check_input("MultiheadAttention", "key", key, "kdim", self.kdim)
         check_input("MultiheadAttention", "value", value, "vdim", self.vdim)
         if key_mask is not None:
-            if key_mask.dtype != torch.bool or key_mask.shape != key.shape[:-1]:
-                raise RuntimeError(
-                    f"MultiheadAttention: expected key_mask to be bool {list(key.shape[:-1])} "
-                    f"(True = attend), but got {key_mask.dtype} {list(key_mask.shape)}"
-                )
-            if mask is not None and mask.dtype != torch.bool:
-                raise RuntimeError(
-                    f"MultiheadAttention: expected mask to be bool (True = attend; additive masks "
-                    f"are called bias), but got {mask.dtype}"
-                )
+            check_masks(key, key_mask, mask)
             visible = key_mask[..., None, None, :]
             mask = visible if mask is None else mask & visible
-        q = self._split_heads(self.q_proj(query), self.num_heads)
-        k = self._split_heads(self.k_proj(key), self.num_kv_heads)
-        v = self._split_heads(self.v_proj(value), self.num_kv_heads)
+        if is_scripting():
+            q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        else:
+            q = project("MultiheadAttention", "query", query, self.q_proj)
+            k = project("MultiheadAttention", "key", key, self.k_proj)
+            v = project("MultiheadAttention", "value", value, self.v_proj)
+        q = self._split_heads(q, self.num_heads)
+        k = self._split_heads(k, self.num_kv_heads)
+        v = self._split_heads(v, self.num_kv_heads)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         o = attention(
@@ -195,6 +223,7 @@ class MultiheadAttention(nn.Module):
             window_left=self.window_left,
             window_right=self.window_right,
             bottom_right=self.bottom_right,
+            scale=self.scale,
             softcap=self.softcap,
             slopes=self.slopes,
             sink=self.sink,
@@ -216,6 +245,7 @@ class MultiheadAttention(nn.Module):
             ("window_left", self.window_left, None),
             ("window_right", self.window_right, None),
             ("bottom_right", self.bottom_right, False),
+            ("scale", self.scale, None),
             ("softcap", self.softcap, None),
             ("alibi", self.alibi, None),
             ("sink", self.sink is not None, False),
@@ -247,30 +277,11 @@ def _unpack_torch_state(
             state[f"{prefix}{name}.weight"] = separate
 
 
-def _check_options(
-    dropout: float,
-    window_left: int | None,
-    window_right: int | None,
-    softcap: float | None,
-    alibi: str | None,
-) -> None:
-    def check(name: str, value: object, possible: bool, expected: str) -> None:
-        if not possible:
-            raise ValueError(
-                f"MultiheadAttention: expected {name} to be {expected}, but got {value!r}"
-            )
-
-    check("dropout", dropout, 0.0 <= dropout < 1.0, "at least 0 and below 1")
-    for name, extent in (("window_left", window_left), ("window_right", window_right)):
-        check(name, extent, extent is None or extent >= 0, "at least 0, or None")
-    positive = softcap is None or 0.0 < softcap < math.inf
-    check("softcap", softcap, positive, "above 0 and finite, or None")
-    check("alibi", alibi, alibi in ("fixed", "learned", None), '"fixed", "learned" or None')
-
-
-def _check_divides(name: str, divisor: int, whole_name: str, whole: int) -> None:
-    if divisor <= 0 or whole <= 0 or whole % divisor != 0:
-        raise ValueError(
-            f"MultiheadAttention: expected {name} to divide {whole_name} = {whole}, "
-            f"but got {divisor}"
-        )
+def _move_fixed_slopes(module: "MultiheadAttention", *_: Any) -> None:
+    """After load_state_dict(assign=True), which may have brought another device or dtype."""
+    slopes, weight = module.slopes, module.q_proj.weight
+    if module.alibi != "fixed" or slopes is None or not isinstance(weight, Tensor):
+        return
+    moved = (slopes.dtype, slopes.device) != (weight.dtype, weight.device)
+    if moved and weight.is_floating_point():
+        module.slopes = alibi_slopes(module.num_heads, dtype=weight.dtype, device=weight.device)

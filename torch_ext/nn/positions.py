@@ -1,8 +1,11 @@
 """Positional encodings: sinusoidal, added to vectors, and rotary, which turns them."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from torch_ext._checks import BOOL, INTEGER, NUMBER, TENSOR_OR_NONE, check_type, is_scripting
 from torch_ext.nn._checks import check_input
 
 
@@ -16,6 +19,7 @@ class SinusoidalPositionalEncoding(nn.Module):
         embed_dim: size of the vectors, even.
 
     Raises:
+        TypeError: embed_dim is not an integer.
         ValueError: embed_dim is not positive and even.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5.
@@ -39,10 +43,12 @@ class SinusoidalPositionalEncoding(nn.Module):
 
         Raises:
             RuntimeError: x is not floating point or not (..., N, embed_dim), or positions do not
-                broadcast to (..., N).
+                broadcast to (..., N) or are no real numbers on x's device.
+            TypeError: an argument is of another type than the above.
+            ValueError: offset is beyond 2^53, where float64 no longer holds every integer.
         """
         check_input("SinusoidalPositionalEncoding", "x", x, "embed_dim", self.embed_dim)
-        _check_positions("SinusoidalPositionalEncoding", x, positions)
+        _check_positions("SinusoidalPositionalEncoding", x, positions, offset)
         angles = _angles(x, self.embed_dim, 10000.0, positions, offset)
         encoding = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
         return x + encoding.to(x.dtype)
@@ -65,7 +71,8 @@ class RotaryEmbedding(nn.Module):
             (i, i + D/2), as in GPT-NeoX and in Hugging Face's Llama checkpoints.
 
     Raises:
-        ValueError: head_size is not positive and even.
+        TypeError: head_size is not an integer, base no number or interleaved no bool.
+        ValueError: head_size is not positive and even, or base not positive and finite.
 
     Source: Su et al. 2021, "RoFormer: Enhanced Transformer with Rotary Position Embedding",
         equations 15 and 34.
@@ -74,6 +81,12 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, head_size: int, *, base: float = 10000.0, interleaved: bool = True) -> None:
         super().__init__()
         _check_even("RotaryEmbedding", "head_size", head_size)
+        check_type("RotaryEmbedding", NUMBER, "base", base)
+        check_type("RotaryEmbedding", BOOL, "interleaved", interleaved)
+        if not 0.0 < base < math.inf:
+            raise ValueError(
+                f"RotaryEmbedding: expected base to be positive and finite, but got {base}"
+            )
         self.head_size = head_size
         self.base = float(base)
         self.interleaved = interleaved
@@ -83,7 +96,8 @@ class RotaryEmbedding(nn.Module):
 
         Args:
             x: (..., N, head_size), for example queries or keys (B, H, N, head_size).
-            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default.
+            positions: broadcastable to (..., N); 0, 1, ..., N - 1 by default. Position ids of
+                heads (B, H, N, head_size) are (B, 1, N).
             offset: added to every position: while decoding, the number of keys already cached.
 
         Returns:
@@ -92,10 +106,12 @@ class RotaryEmbedding(nn.Module):
 
         Raises:
             RuntimeError: x is not floating point or not (..., N, head_size), or positions do not
-                broadcast to (..., N).
+                broadcast to (..., N) or are no real numbers on x's device.
+            TypeError: an argument is of another type than the above.
+            ValueError: offset is beyond 2^53, where float64 no longer holds every integer.
         """
         check_input("RotaryEmbedding", "x", x, "head_size", self.head_size)
-        _check_positions("RotaryEmbedding", x, positions)
+        _check_positions("RotaryEmbedding", x, positions, offset)
         angles = _angles(x, self.head_size, self.base, positions, offset)
         if self.interleaved:
             angles = angles.repeat_interleave(2, dim=-1)
@@ -122,12 +138,25 @@ def _angles(x: Tensor, size: int, base: float, positions: Tensor | None, offset:
         positions = torch.arange(x.size(-2), device=x.device)
     i = torch.arange(size // 2, device=x.device, dtype=torch.float64)
     frequencies = torch.pow(base, i * (-2.0 / size))
-    return (positions + offset).to(torch.float64).unsqueeze(-1) * frequencies
+    return (positions.to(torch.float64) + offset).unsqueeze(-1) * frequencies
 
 
-def _check_positions(module: str, x: Tensor, positions: Tensor | None) -> None:
+def _check_positions(module: str, x: Tensor, positions: Tensor | None, offset: int) -> None:
+    if not is_scripting():
+        check_type(module, TENSOR_OR_NONE, "positions", positions)
+        check_type(module, NUMBER, "offset", offset)
+        is_known = not torch.compiler.is_compiling() and not isinstance(offset, Tensor)
+        if is_known and not abs(offset) <= 2**53:
+            raise ValueError(
+                f"{module}: expected offset to be at most 2^53 in magnitude, but got {offset}"
+            )
     if positions is None:
         return
+    if positions.is_complex() or positions.dtype == torch.bool or positions.device != x.device:
+        raise RuntimeError(
+            f"{module}: expected positions to be real numbers on {x.device}, "
+            f"but got dtype {positions.dtype} on {positions.device}"
+        )
     fits = positions.dim() < x.dim()
     if fits:
         for i in range(positions.dim()):
@@ -141,5 +170,6 @@ def _check_positions(module: str, x: Tensor, positions: Tensor | None) -> None:
 
 
 def _check_even(module: str, name: str, size: int) -> None:
+    check_type(module, INTEGER, name, size)
     if size <= 0 or size % 2 != 0:
         raise ValueError(f"{module}: expected {name} to be positive and even, but got {size}")
