@@ -186,11 +186,12 @@ class ForwardTask {
 
   TORCH_EXT_DEVICE void store_row(int half, int64_t head, int64_t row, T sum) {
     if (task_.slice == 0 && lane_index() % 4 == 0) store_logsumexp(p_, head, row, max_[half], sum);
+    // Where the sum is 0 so is the output, though weights of 0 may have met inf or NaN.
     const T factor = sum == 0 ? T(0) : 1 / sum;
     E* out = static_cast<E*>(p_.output.data) + head_offset(p_, p_.output, head) +
              row * p_.output.row_stride;
     for_each_column(half, [&](int64_t column, T value) {
-      out[column * p_.output.col_stride] = from_float<E>(value * factor);
+      out[column * p_.output.col_stride] = from_float<E>(sum == 0 ? T(0) : value * factor);
     });
   }
 

@@ -250,6 +250,16 @@ TEST(HopperForwardTest, VisibleInfAndNan) {
   }
 }
 
+// A row whose scores are all -inf is 0, whatever its weights of 0 meet; other rows are NaN there.
+TEST(HopperForwardTest, RowsWithoutScores) {
+  Case c({1, 1, 1, 70, 90, 64, 64}, options_for(64, DType::BFloat16));
+  for (int64_t j = 0; j < 90; ++j) c.key.set(0, 0, j, 0, 1);
+  c.query.set(0, 0, 12, 0, -kInf);
+  c.value.set(0, 0, 40, 5, kNan);
+  expect_forward(c);
+  for (int64_t e = 0; e < 64; ++e) EXPECT_EQ(c.output.get(0, 0, 12, e), 0);
+}
+
 TEST(HopperForwardTest, LargeScores) {
   for (const double scale : {8.0, 1e-3}) {
     Options o = options_for(64, DType::BFloat16);

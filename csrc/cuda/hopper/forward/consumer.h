@@ -37,7 +37,7 @@ struct ForwardConsumer {
       Output o;
       clear_accumulators(o);
       if (tiles.begin < tiles.end) attend(tiles, o);
-      if (has_large_scores() || (!warp_finite(o) && hides_keys(task))) {
+      if (has_large_scores() || (!warp_finite(o) && (hides_keys(task) || lacks_scores()))) {
         store_exact_rows(task.head);
       } else {
         store_rows(task.head, o);
@@ -132,6 +132,10 @@ struct ForwardConsumer {
   TORCH_EXT_DEVICE bool hides_keys(const Task& task) const {
     const Range tiles = visible_tiles<Tiles::kQueries, kKeys>(p.visibility, task.tile);
     return !queries.see_all(tiles.begin * kKeys, p.visibility.clamp(tiles.end * kKeys));
+  }
+  // Whether all scores of some row are -inf.
+  TORCH_EXT_DEVICE bool lacks_scores() const {
+    return warp_any(rows.max[0] == kNoScore || rows.max[1] == kNoScore);
   }
   TORCH_EXT_DEVICE bool has_large_scores() const {
     bool is_large = false;

@@ -30,6 +30,9 @@ TORCH_EXT_DEVICE void store_exact_row(const ForwardParameters& p, int head, int 
     read_row(x, values + j * problem.value.row_stride);
     add_row(o, weight, x);
   }
+  // Weights of 0 may have met inf or NaN.
+  TORCH_EXT_UNROLL
+  for (int c = 0; c < kColumns; ++c) o[c] = sum == 0 ? 0 : o[c];
   write_row(head_data<E>(problem, problem.output, head, 1) + i * problem.output.row_stride, o,
             sum == 0 ? 0 : 1 / sum);
   const float high = max * p.scale, low = std::fma(max, p.scale, -high);
