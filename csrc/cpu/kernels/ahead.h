@@ -12,6 +12,7 @@ namespace {
 struct Lines {
   const char* start;
   int64_t rows, bytes, stride;
+  bool is_written = false;
 
   TORCH_EXT_INLINE Lines() = default;
   TORCH_EXT_INLINE Lines(const Operand& x, int64_t offset, int64_t row, int64_t row_count,
@@ -38,18 +39,25 @@ TORCH_EXT_INLINE void read_ahead(const Operand& x, int64_t offset, int64_t row, 
 }
 
 // What a thread needs after the tile at hand. The register blocks of its products ask for a few
-// lines each (tile_product.h), so that memory and arithmetic are at work at the same time.
+// lines each (tile_product.h), so that memory and arithmetic are at work at the same time. Lines
+// that will be written are taken from the caches of other threads at once, not when they are.
 class Ahead {
  public:
   TORCH_EXT_INLINE void clear() { first_ = count_ = at_ = 0; }
 
   // Rows [row, row + rows) of a head, `cols` wide; what does not fit the list is left out.
-  TORCH_EXT_INLINE void add(const Operand& x, int64_t offset, int64_t row, int64_t rows,
-                            int64_t cols) {
+  TORCH_EXT_INLINE void will_read(const Operand& x, int64_t offset, int64_t row, int64_t rows,
+                                  int64_t cols) {
     if (first_ == count_) clear();
     if (count_ == kMost) return;
     lines_[count_] = Lines(x, offset, row, rows, cols);
     if (lines_[count_].rows > 0 && cols > 0) ++count_;
+  }
+  TORCH_EXT_INLINE void will_write(const Operand& x, int64_t offset, int64_t row, int64_t rows,
+                                   int64_t cols) {
+    const int64_t index = first_ == count_ ? 0 : count_;
+    will_read(x, offset, row, rows, cols);
+    if (count_ > index) lines_[index].is_written = true;
   }
 
   // Asks for the next few lines.
@@ -57,12 +65,13 @@ class Ahead {
     if (first_ < count_) fetch_lines();
   }
 
-  // use(address) for the next lines, at most `most` of them.
+  // use(address, whether it will be written) for the next lines, at most `most` of them.
   template <class Use>
   TORCH_EXT_INLINE void take(int most, const Use& use) {
     while (most > 0 && first_ < count_) {
       Lines& lines = lines_[first_];
-      for (; most > 0 && at_ < lines.bytes; --most, at_ += 64) use(lines.start + at_);
+      for (; most > 0 && at_ < lines.bytes; --most, at_ += 64)
+        use(lines.start + at_, lines.is_written);
       if (at_ < lines.bytes) return;
       at_ = 0;
       lines.start += lines.stride;
@@ -76,7 +85,12 @@ class Ahead {
   static constexpr int kAtOnce = 2 * Vec<float>::kSize;
 
   __attribute__((noinline)) void fetch_lines() {
-    take(kAtOnce, [](const char* line) { _mm_prefetch(line, _MM_HINT_T0); });
+    take(kAtOnce, [](const char* line, bool is_written) {
+      if (is_written)
+        __builtin_prefetch(line, 1);
+      else
+        __builtin_prefetch(line);
+    });
   }
 
   Lines lines_[kMost];

@@ -27,7 +27,8 @@ class ForwardTask {
          key += cut_.tile_keys) {
       const int64_t keys = smaller(cut_.tile_keys, range.end - key);
       is_loaded_ = false;
-      add_keys_ahead(block.head, key + keys, range.end);
+      ahead_.clear();
+      if (key + keys < range.end) will_read_keys(block.head, key + keys, range.end);
       for (int64_t i = 0; i < tiles; ++i) {
         TileRange t = tile(block, i);
         const KeyRange seen = visible_keys(p_, t.query, t.queries);
@@ -35,7 +36,7 @@ class ForwardTask {
         // Whole elements: the other half of a pair may be a key that other tiles see.
         t.key = key;
         t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
-        add_additive_ahead(block, i, t, range.end);
+        will_read_next_additive(block, i, t, range.end);
         add_keys(t, scratch(i, t), keys);
       }
     }
@@ -57,22 +58,22 @@ class ForwardTask {
     return x_.tile(index, t.width);
   }
 
-  // The tile of keys from `key` on, if there is one before `end`.
-  void add_keys_ahead(int64_t head, int64_t key, int64_t end) {
-    ahead_.clear();
+  // The tile of keys from `key` on.
+  void will_read_keys(int64_t head, int64_t key, int64_t end) {
     const int64_t keys = smaller(cut_.tile_keys, end - key);
-    if (keys <= 0) return;
-    ahead_.add(p_.key, head_offset(p_, p_.key, head, p_.group), key, keys, p_.head_size);
-    ahead_.add(p_.value, head_offset(p_, p_.value, head, p_.group), key, keys, p_.value_head_size);
+    ahead_.will_read(p_.key, head_offset(p_, p_.key, head, p_.group), key, keys, p_.head_size);
+    ahead_.will_read(p_.value, head_offset(p_, p_.value, head, p_.group), key, keys,
+                     p_.value_head_size);
   }
   // What is added to the scores of the tile after `t`, which is number `index` of the block.
-  void add_additive_ahead(const TileRange& block, int64_t index, const TileRange& t, int64_t end) {
+  void will_read_next_additive(const TileRange& block, int64_t index, const TileRange& t,
+                               int64_t end) {
     if (!p_.bias && !p_.mask) return;
     const bool is_last = block.query + block.queries == t.query + t.queries;
     TileRange next = tile(block, is_last ? 0 : index + 1);
     next.key = is_last ? t.key + cut_.tile_keys : t.key;
     next.keys = smaller(cut_.tile_keys, end - next.key);
-    if (next.keys > 0) add_additive(p_, next, ahead_);
+    if (next.keys > 0) will_read_additive(p_, next, ahead_);
   }
 
   void start(const TileRange& t, const ForwardScratch<E>& x) const {

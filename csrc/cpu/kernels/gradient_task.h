@@ -129,35 +129,36 @@ class GradientTask {
     const P& p = problem_;
     ahead_.clear();
     if (plan_.bias == BiasGradient::kDirect)
-      ahead_.add(p.grad_bias, head_offset(p, p.grad_bias, t.head) + t.key * p.grad_bias.col_stride,
-                 t.query, t.queries, t.keys);
+      ahead_.will_write(p.grad_bias,
+                        head_offset(p, p.grad_bias, t.head) + t.key * p.grad_bias.col_stride,
+                        t.query, t.queries, t.keys);
     TileRange keys = t;
     keys.key += t.keys;
     keys.keys = smaller(plan_.cut.tile_keys, key_end - keys.key);
     if (keys.keys > 0) {
-      add_additive(p, keys, ahead_);
-      if (is_first) for_each_key_operand(keys, ahead_lines());
+      will_read_additive(p, keys, ahead_);
+      if (is_first) for_each_key_operand(keys, read_later());
       return;
     }
-    if (!plan_.dq_partial) add_rows(p.grad_query, t.head, 1, t.query, t.queries, p.head_size);
-    if (after.queries > 0) return for_each_query_operand(after, ahead_lines());
+    if (!plan_.dq_partial) will_write(p.grad_query, t.head, 1, t.query, t.queries, p.head_size);
+    if (after.queries > 0) return for_each_query_operand(after, read_later());
     const int64_t chunk = cell_.key_end - cell_.key;
-    if (!plan_.dk_partial) add_rows(p.grad_key, t.head, p.group, cell_.key, chunk, p.head_size);
+    if (!plan_.dk_partial) will_write(p.grad_key, t.head, p.group, cell_.key, chunk, p.head_size);
     if (!plan_.dv_partial)
-      add_rows(p.grad_value, t.head, p.group, cell_.key, chunk, p.value_head_size);
+      will_write(p.grad_value, t.head, p.group, cell_.key, chunk, p.value_head_size);
     if (next.head < 0) return;
     const int64_t queries = smaller(plan_.cut.tile_queries, next.query_end - next.query);
     const int64_t count = smaller(plan_.cut.tile_keys, next.key_end - next.key);
     const TileRange first{next.head, next.query, queries, 0, next.key, count};
-    for_each_query_operand(first, ahead_lines());
-    for_each_key_operand(first, ahead_lines());
+    for_each_query_operand(first, read_later());
+    for_each_key_operand(first, read_later());
   }
-  void add_rows(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
-                int64_t cols) {
-    if (x) ahead_.add(x, head_offset(problem_, x, head, group), row, rows, cols);
+  void will_write(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
+                  int64_t cols) {
+    if (x) ahead_.will_write(x, head_offset(problem_, x, head, group), row, rows, cols);
   }
-  auto ahead_lines() {
-    return [this](const auto&... rows) { ahead_.add(rows...); };
+  auto read_later() {
+    return [this](const auto&... rows) { ahead_.will_read(rows...); };
   }
   static auto read_now() {
     return [](const auto&... rows) { read_ahead(rows...); };

@@ -49,13 +49,14 @@ void pack_additive(const Operand& x, const Problem& p, const TileRange& t, T* ou
 }
 
 // What pack_additive will read of a tile.
-TORCH_EXT_INLINE void add_additive(const Problem& p, const TileRange& t, Ahead& ahead) {
-  const auto add = [&](const Operand& x) {
+TORCH_EXT_INLINE void will_read_additive(const Problem& p, const TileRange& t, Ahead& ahead) {
+  const auto will_read = [&](const Operand& x) {
     if (x)
-      ahead.add(x, head_offset(p, x, t.head) + t.key * x.col_stride, t.query, t.queries, t.keys);
+      ahead.will_read(x, head_offset(p, x, t.head) + t.key * x.col_stride, t.query, t.queries,
+                      t.keys);
   };
-  add(p.bias);
-  add(p.mask);
+  will_read(p.bias);
+  will_read(p.mask);
 }
 
 // The number of one head: a slope, a sink; 0 where absent.

@@ -22,13 +22,13 @@ Operand operand(DType dtype, int64_t row_stride) {
 // Bytes from the start of the data.
 std::vector<int64_t> take(Ahead& ahead, int most) {
   std::vector<int64_t> found;
-  ahead.take(most, [&](const char* line) { found.push_back(line - data); });
+  ahead.take(most, [&](const char* line, bool) { found.push_back(line - data); });
   return found;
 }
 std::vector<int64_t> lines(const Operand& x, int64_t offset, int64_t row, int64_t rows,
                            int64_t cols) {
   Ahead ahead;
-  ahead.add(x, offset, row, rows, cols);
+  ahead.will_read(x, offset, row, rows, cols);
   return take(ahead, 1000);
 }
 using Found = std::vector<int64_t>;
@@ -59,22 +59,41 @@ TEST(AheadTest, NothingWhereThereAreNoWholeRows) {
 TEST(AheadTest, AFewAtATimeOneOperandAfterTheOther) {
   Ahead ahead;
   EXPECT_TRUE(take(ahead, 3).empty());
-  ahead.add(operand(DType::Float32, 64), 0, 0, 2, 32);
-  ahead.add(operand(DType::Float32, 16), 1024, 0, 1, 16);
+  ahead.will_read(operand(DType::Float32, 64), 0, 0, 2, 32);
+  ahead.will_read(operand(DType::Float32, 16), 1024, 0, 1, 16);
   EXPECT_EQ(take(ahead, 3), (Found{0, 64, 256}));
   EXPECT_EQ(take(ahead, 3), (Found{320, 4096}));
   EXPECT_TRUE(take(ahead, 3).empty());
-  ahead.add(operand(DType::Float32, 64), 0, 0, 2, 32);
+  ahead.will_read(operand(DType::Float32, 64), 0, 0, 2, 32);
   EXPECT_EQ(take(ahead, 1), (Found{0}));
   ahead.clear();
   EXPECT_TRUE(take(ahead, 3).empty());
-  ahead.add(operand(DType::Float32, 64), 0, 3, 1, 16);
+  ahead.will_read(operand(DType::Float32, 64), 0, 3, 1, 16);
   EXPECT_EQ(take(ahead, 3), (Found{768}));
+}
+
+TEST(AheadTest, LinesThatWillBeWrittenAreMarked) {
+  Ahead ahead;
+  const Operand x = operand(DType::Float32, 16);
+  const auto marks = [&] {
+    std::vector<bool> found;
+    ahead.take(1000, [&](const char*, bool is_written) { found.push_back(is_written); });
+    return found;
+  };
+  ahead.will_write(x, 0, 0, 2, 16);
+  ahead.will_read(x, 0, 2, 1, 16);
+  ahead.will_write(x, 0, 0, 0, 16);
+  ahead.will_read(x, 0, 3, 1, 16);
+  EXPECT_EQ(marks(), (std::vector<bool>{true, true, false, false}));
+  ahead.will_read(x, 0, 0, 1, 16);
+  EXPECT_EQ(marks(), (std::vector<bool>{false}));
+  ahead.will_write(x, 0, 0, 1, 16);
+  EXPECT_EQ(marks(), (std::vector<bool>{true}));
 }
 
 TEST(AheadTest, WhatDoesNotFitTheListIsLeftOut) {
   Ahead ahead;
-  for (int i = 0; i < 1000; ++i) ahead.add(operand(DType::Float32, 16), 0, 0, 1, 16);
+  for (int i = 0; i < 1000; ++i) ahead.will_read(operand(DType::Float32, 16), 0, 0, 1, 16);
   const size_t kept = take(ahead, 1000).size();
   EXPECT_GT(kept, 8u);
   EXPECT_LT(kept, 100u);
