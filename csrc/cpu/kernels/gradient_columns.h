@@ -1,5 +1,8 @@
 // From the products of a tile of the backward or the second order to what multiplies them, for one
 // vector of queries; formulas in gradient_tile.h.
+//
+// Pointers and factors are passed as copies, because stores to a tile might change what lies in
+// memory.
 #pragma once
 
 #include "cpu/kernels/derivative_scratch.h"
@@ -10,34 +13,27 @@ namespace {
 
 // Backward: w before dropout in p, then ds and ds0.
 template <bool kAdditive, bool kCapped, class E, class P>
-TORCH_EXT_INLINE void backward_column(const GradientScratch<E, P>& x,
-                                      const ScoreRule<SumOf<E>>& shared_rule, int64_t column,
-                                      int64_t keys) {
-  using T = SumOf<E>;
-  using V = Vec<T>;
+TORCH_EXT_INLINE void backward_column(const GradientScratch<E, P> x, const ScoreRule<SumOf<E>> rule,
+                                      int64_t column, int64_t keys) {
+  using V = Vec<SumOf<E>>;
   const V lse = V::load(x.lse + column), residual = V::load(x.residual + column),
           delta = V::load(x.delta + column);
-  // Copies, because stores to a tile might change what lies in memory.
-  const ScoreRule<T> rule = shared_rule;
-  const int64_t width = x.width;
-  T *p_tile = x.p + column, *ds_tile = x.ds + column, *ds0_tile = x.ds0 + column;
-  const T* additive_tile = x.additive + column;
   V u = V::fill(0);
   for (int64_t j = 0; j < keys; ++j) {
-    const int64_t at = j * width;
-    const V additive = kAdditive ? V::load(additive_tile + at) : V::fill(0);
-    const V p = weight<kAdditive, kCapped>(rule, V::load(p_tile + at), additive, lse, residual, &u);
-    const V ds = p * (V::load(ds_tile + at) - delta);
-    p.store(p_tile + at);
-    unless_hidden<kAdditive>(additive, ds).store(ds_tile + at);
+    const int64_t entry = j * x.width + column;
+    const V additive = kAdditive ? V::load(x.additive + entry) : V::fill(0);
+    const V p = weight<kAdditive, kCapped>(rule, V::load(x.p + entry), additive, lse, residual, &u);
+    const V ds = p * (V::load(x.ds + entry) - delta);
+    p.store(x.p + entry);
+    unless_hidden<kAdditive>(additive, ds).store(x.ds + entry);
     if constexpr (kCapped)
-      unless_hidden<kAdditive>(additive, rule.cap_slope(u) * ds).store(ds0_tile + at);
+      unless_hidden<kAdditive>(additive, rule.cap_slope(u) * ds).store(x.ds0 + entry);
   }
 }
 
 // ds, ds0' and ds0, where `first` = p (dp - delta) and s0' = c s'.
 template <bool kAdditive, bool kCapped, class E, class P>
-TORCH_EXT_INLINE void store_factors(const GradientScratch<E, P>& x, const ScoreRule<SumOf<E>>& rule,
+TORCH_EXT_INLINE void store_factors(const GradientScratch<E, P> x, const ScoreRule<SumOf<E>> rule,
                                     int64_t entry, Vec<SumOf<E>> additive, Vec<SumOf<E>> u,
                                     Vec<SumOf<E>> s0_dot, Vec<SumOf<E>> first, Vec<SumOf<E>> ds) {
   using V = Vec<SumOf<E>>;
@@ -52,8 +48,8 @@ TORCH_EXT_INLINE void store_factors(const GradientScratch<E, P>& x, const ScoreR
 
 // Second order: w before dropout, ds, ds0 and ds0'.
 template <bool kAdditive, bool kCapped, class E, class P>
-TORCH_EXT_INLINE void second_order_column(const GradientScratch<E, P>& x,
-                                          const ScoreRule<SumOf<E>>& rule, bool has_b_dot,
+TORCH_EXT_INLINE void second_order_column(const GradientScratch<E, P> x,
+                                          const ScoreRule<SumOf<E>> rule, bool has_b_dot,
                                           int64_t column, int64_t keys) {
   using V = Vec<SumOf<E>>;
   const V lse = V::load(x.lse + column), residual = V::load(x.residual + column);
@@ -78,8 +74,8 @@ TORCH_EXT_INLINE void second_order_column(const GradientScratch<E, P>& x,
 
 // The same from what the sweep has kept of these keys, relative to `origin` (width).
 template <bool kAdditive, bool kCapped, class E, class P>
-TORCH_EXT_INLINE void kept_column(const GradientScratch<E, P>& x, const ScoreRule<SumOf<E>>& rule,
-                                  const SumOf<E>* origin, const TangentTiles<SumOf<E>>& kept,
+TORCH_EXT_INLINE void kept_column(const GradientScratch<E, P> x, const ScoreRule<SumOf<E>> rule,
+                                  const SumOf<E>* origin, const TangentTiles<SumOf<E>> kept,
                                   int64_t column, int64_t keys) {
   using V = Vec<SumOf<E>>;
   const V delta = V::load(x.delta + column), epsilon = V::load(x.epsilon + column);

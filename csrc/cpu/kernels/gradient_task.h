@@ -10,7 +10,7 @@
 // dv of the cell and dq of the tile in scratch.
 #pragma once
 
-#include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/gradient_ahead.h"
 #include "cpu/kernels/gradient_tile.h"
 #include "cpu/kernels/option_gradients.h"
 #include "cpu/parallel.h"
@@ -30,7 +30,8 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
-        tile_(problem, plan, rows, x_, ahead_) {}
+        ahead_(problem, plan),
+        tile_(problem, plan, rows, x_, ahead_.list()) {}
 
   // `next`: the cell after this one. `slopes`: where the slope gradients of the cell's query heads
   // go, one for each head.
@@ -87,25 +88,24 @@ class GradientTask {
   // that follows, of no queries if this is the last one; `next` the cell that follows then.
   void query_tile(TileRange t, const TileRange& after, const Cell& next) {
     tile_.sweep(t);
-    const KeyRange range = visible_keys(problem_, t.query, t.queries);
-    const int64_t key_end = smaller(cell_.key_end, range.end);
+    const auto [key_begin, key_end] = keys_of(problem_, plan_, cell_, t);
     const int64_t keys = plan_.cut.tile_keys;
     const bool is_first = t.head == cell_.head && t.query == cell_.query;
     x_.width = t.width;
-    t.key = larger(cell_.key, range.begin / keys * keys);
+    t.key = key_begin;
     if (writes_dbias_) {
       zero_bias(t, cell_.key, smaller(t.key, cell_.key_end));
       zero_bias(t, larger(t.key, key_end), cell_.key_end);
     }
     if (t.key < key_end) {
-      for_each_query_operand(t, read_now());
+      ahead_.read_queries(t);
       tile_.load_queries(t);
     }
     has_dq_ = false;
     for (; t.key < key_end; t.key += keys) {
       // Whole elements: the other half of a pair may be a key of the cell that is hidden.
       t.keys = smaller(smaller(keys, cell_.key_end - t.key), round_up(key_end - t.key, kTerms<E>));
-      if (is_first) for_each_key_operand(t, read_now());
+      if (is_first) ahead_.read_keys(t);
       look_ahead(t, key_end, is_first, after, next);
       add_tile(t);
     }
@@ -122,68 +122,13 @@ class GradientTask {
     }
   }
 
-  // Where the bias gradient of `t` goes, and what comes after its keys: more of them up to
-  // `key_end`, results, the next tile of queries, the next cell.
+  // `after`: the tile that follows, of no queries if `t` is of the last ones; `next`: the cell that
+  // follows then.
   void look_ahead(const TileRange& t, int64_t key_end, bool is_first, const TileRange& after,
                   const Cell& next) {
-    const P& p = problem_;
-    ahead_.clear();
-    if (plan_.bias == BiasGradient::kDirect)
-      ahead_.will_write(p.grad_bias,
-                        head_offset(p, p.grad_bias, t.head) + t.key * p.grad_bias.col_stride,
-                        t.query, t.queries, t.keys);
-    TileRange keys = t;
-    keys.key += t.keys;
-    keys.keys = smaller(plan_.cut.tile_keys, key_end - keys.key);
-    if (keys.keys > 0) {
-      will_read_additive(p, keys, ahead_);
-      if (is_first) for_each_key_operand(keys, read_later());
-      return;
-    }
-    if (!plan_.dq_partial) will_write(p.grad_query, t.head, 1, t.query, t.queries, p.head_size);
-    if (after.queries > 0) return for_each_query_operand(after, read_later());
-    const int64_t chunk = cell_.key_end - cell_.key;
-    if (!plan_.dk_partial) will_write(p.grad_key, t.head, p.group, cell_.key, chunk, p.head_size);
-    if (!plan_.dv_partial)
-      will_write(p.grad_value, t.head, p.group, cell_.key, chunk, p.value_head_size);
-    if (next.head < 0) return;
-    const int64_t queries = smaller(plan_.cut.tile_queries, next.query_end - next.query);
-    const int64_t count = smaller(plan_.cut.tile_keys, next.key_end - next.key);
-    const TileRange first{next.head, next.query, queries, 0, next.key, count};
-    for_each_query_operand(first, read_later());
-    for_each_key_operand(first, read_later());
-  }
-  void will_write(const Operand& x, int64_t head, int64_t group, int64_t row, int64_t rows,
-                  int64_t cols) {
-    if (x) ahead_.will_write(x, head_offset(problem_, x, head, group), row, rows, cols);
-  }
-  auto read_later() {
-    return [this](const auto&... rows) { ahead_.will_read(rows...); };
-  }
-  static auto read_now() {
-    return [](const auto&... rows) { read_ahead(rows...); };
-  }
-
-  // use(operand, offset of the head, row, rows, cols) for what is read of a tile's queries, of its
-  // keys.
-  template <class Use>
-  void for_each_query_operand(const TileRange& t, const Use& use) const {
-    const P& p = problem_;
-    const auto rows = [&](const Operand& x, int64_t cols) {
-      use(x, head_offset(p, x, t.head), t.query, t.queries, cols);
-    };
-    rows(p.query, p.head_size);
-    rows(p.grad_output, p.value_head_size);
-    if constexpr (!kSecondOrder) rows(p.output, p.value_head_size);
-  }
-  template <class Use>
-  void for_each_key_operand(const TileRange& t, const Use& use) const {
-    const P& p = problem_;
-    const auto rows = [&](const Operand& x, int64_t cols) {
-      use(x, head_offset(p, x, t.head, p.group), t.key, t.keys, cols);
-    };
-    rows(p.key, p.head_size);
-    rows(p.value, p.value_head_size);
+    if (ahead_.follow_with_keys(t, key_end, is_first)) return;
+    ahead_.follow_with_queries(t, cell_, after);
+    if (after.queries == 0) ahead_.follow_with_cell(cell_, next);
   }
 
   // What one tile adds to all gradients.
@@ -201,12 +146,12 @@ class GradientTask {
     const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out, bool add) {
       const auto a = factor_over_queries<E>(weights, t.keys, t.queries, width, x_.weights);
       const auto sum = add ? sum_over_queries<E, true> : sum_over_queries<E, false>;
-      sum(p, t, a, hidden, b, {out, columns}, x_.spare_right, &ahead_);
+      sum(p, t, a, hidden, b, {out, columns}, x_.spare_right, &ahead_.list());
     };
     const auto across = [&](const T* weights, int64_t columns, Rows<const E> b, bool add) {
       const auto a = factor_over_keys<E>(weights, t.keys, width, x_.weights);
       const auto sum = add ? sum_over_keys<E, true> : sum_over_keys<E, false>;
-      sum(p, t, a, hidden, b, {x_.dq, columns}, x_.spare_right, &ahead_);
+      sum(p, t, a, hidden, b, {x_.dq, columns}, x_.spare_right, &ahead_.list());
     };
     bool& is_started = x_.is_started[row / plan_.cut.tile_keys];
     if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv, is_started);
@@ -265,7 +210,7 @@ class GradientTask {
   const BackwardPlan<T>& plan_;
   BackwardPartials<T> partials_;
   GradientScratch<E, P> x_;
-  Ahead ahead_;
+  GradientAhead<T, P> ahead_;
   GradientTile<E, P> tile_;
   Cell cell_;
   int64_t in_group_ = 0;  // the query head at hand

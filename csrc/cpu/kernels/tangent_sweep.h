@@ -12,10 +12,9 @@
 // operand is read once a task; nothing of size N x M exists.
 #pragma once
 
-#include "cpu/kernels/derivative_scratch.h"
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/weights.h"
+#include "cpu/kernels/tangent_columns.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
@@ -23,21 +22,15 @@ namespace {
 template <class T, class P>
 class TangentTask {
   static constexpr bool kSecondOrder = __is_same(P, SecondOrderProblem);
-  static constexpr int64_t kFewKeys = 8;
 
  public:
   TangentTask(const P& problem, const Cut& cut, RowStatistics<T> rows, bool keeps, void* memory)
       : p_(problem),
         cut_(cut),
         rows_(rows),
-        rule_(problem),
         x_(problem, cut, keeps, memory),
-        keeps_(keeps) {
-    if constexpr (kSecondOrder)
-      has_dp_ =
-          problem.grad_output && (problem.grad_query || problem.grad_key || problem.grad_bias ||
-                                  problem.grad_slopes || problem.grad_sink);
-  }
+        keeps_(keeps),
+        columns_(problem, x_, keeps) {}
 
   void run(TileRange t) {
     x_.width = t.width = round_up(t.queries, Vec<T>::kSize);
@@ -52,7 +45,7 @@ class TangentTask {
     fill_zero(x_.origin, t.width);
     fill_zero(x_.o_dot, t.width * x_.columns);
     if constexpr (kSecondOrder) {
-      if (has_dp_)
+      if (columns_.has_dp())
         pack_transposed<T>(p_.grad_output, head_offset(p_, p_.grad_output, t.head), t.query,
                            t.queries, p_.value_head_size, x_.dO, t.width);
     }
@@ -81,7 +74,7 @@ class TangentTask {
     const Visibility seen = additive_tile<T>(p_, t, x_.additive, x_.spare);
     if (seen == Visibility::kNone) return;
     const Direction& direction = p_.direction;
-    const bool needs_values = has_dp_ || p_.output_tangent;
+    const bool needs_values = columns_.has_dp() || p_.output_tangent;
     const int64_t d = p_.head_size, count = t.keys * t.width;
     // s^T = k q^T,  s'^T = k q'^T + k' q^T
     const auto k = rows_of(p_.key, t, d, x_.k);
@@ -102,16 +95,16 @@ class TangentTask {
     if (needs_values) v = rows_of(p_.value, t, p_.value_head_size, x_.v);
     if (direction.value && needs_values)
       v_dot = rows_of(direction.value, t, p_.value_head_size, x_.v_dot);
-    if (has_dp_) {
+    if (columns_.has_dp()) {
       value_products(t, v, v_dot);
     } else if (keeps_) {
       fill_zero(now_.dp, count);
       fill_zero(now_.dp_dot, count);
     }
 
-    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
+    with_score_kind(seen, columns_.is_capped(), [&](auto additive, auto capped) {
       for (int64_t i = 0; i < t.width; i += Vec<T>::kSize)
-        weigh_column<additive.value, capped.value>(i, t.keys);
+        columns_.template add<additive.value, capped.value>(now_, i, t.keys);
     });
     if (!p_.output_tangent) return;
     // o' += (p (s' - origin)) v + p v', both weights times z. What is kept stays as it is.
@@ -146,93 +139,6 @@ class TangentTask {
   void add_to_output(const TileRange& t, Visibility seen, const T* weights, Rows<const T> v) {
     sum_over_keys<T, true>(p_, t, {weights, 1, t.width}, {seen, x_.additive}, v,
                            {x_.o_dot, x_.columns}, x_.spare, nullptr);
-  }
-
-  // s -> p and q' k^T + q k'^T -> p (s' - origin) for a vector of queries, and their moments.
-  template <bool kAdditive, bool kCapped>
-  void weigh_column(int64_t column, int64_t keys) {
-    using V = Vec<T>;
-    RowMoments<T> tile = weigh<kAdditive, kCapped>(column, keys);
-    RowMoments<T> row = x_.moments.load(column);
-    // The mean of the first tile that has weight, if it has its share of it: in a tile without,
-    // such as keys far away under ALiBi, s' says little of the rest.
-    const T share = static_cast<T>(keys) / static_cast<T>(4 * p_.key_length);
-    const V mean = if_less(tile.weight, V::fill(share), V::fill(0), tile.center);
-    const V origin = if_equal(row.weight, V::fill(0), mean, V::load(x_.origin + column));
-    origin.store(x_.origin + column);
-    take_apart<kAdditive>(column, keys, origin, tile);
-    row.add(tile);
-    x_.moments.store(column, row);
-  }
-
-  // s -> p and q' k^T + q k'^T -> s'. Returns moments of the tile, centred at the mean of s'. Sums
-  // of few keys are added up, which keeps rounding errors small.
-  template <bool kAdditive, bool kCapped>
-  RowMoments<T> weigh(int64_t column, int64_t keys) {
-    using V = Vec<T>;
-    const V zero = V::fill(0);
-    const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
-    const bool has_b_dot = adds_to_scores(p_.direction);
-    V u = zero;
-    RowMoments<T> tile = RowMoments<T>::zero();
-    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
-      RowMoments<T> few = RowMoments<T>::zero();
-      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
-        const int64_t entry = j * x_.width + column;
-        const V additive = kAdditive ? V::load(x_.additive + entry) : zero;
-        const V p =
-            weight<kAdditive, kCapped>(rule_, V::load(now_.p + entry), additive, lse, residual, &u);
-        V s_dot = V::load(now_.s_dot + entry) * rule_.scale;
-        if constexpr (kCapped) {
-          if (keeps_) {
-            u.store(now_.u + entry);
-            s_dot.store(now_.s0_dot + entry);
-          }
-          s_dot = s_dot * rule_.cap_slope(u);
-        }
-        if (has_b_dot) s_dot = s_dot + V::load(x_.b_dot + entry);
-        s_dot = unless_hidden<kAdditive>(additive, s_dot);
-        p.store(now_.p + entry);
-        s_dot.store(now_.s_dot + entry);
-        few.weight = few.weight + p;
-        few.s_dot = few.s_dot + p * s_dot;
-        if (!kSecondOrder || !has_dp_) continue;
-        few.dp = few.dp + unless_hidden<kAdditive>(additive, p * V::load(now_.dp + entry));
-        few.dp_dot =
-            few.dp_dot + unless_hidden<kAdditive>(additive, p * V::load(now_.dp_dot + entry));
-      }
-      tile.weight = tile.weight + few.weight;
-      tile.s_dot = tile.s_dot + few.s_dot;
-      tile.dp = tile.dp + few.dp;
-      tile.dp_dot = tile.dp_dot + few.dp_dot;
-    }
-    tile.center = tile.mean(tile.s_dot);
-    return tile;
-  }
-
-  // s' -> p (s' - origin), and what is left of the tile's moments: sum(p (s' - center)), the
-  // covariance of s' and dp.
-  template <bool kAdditive>
-  void take_apart(int64_t column, int64_t keys, Vec<T> origin, RowMoments<T>& tile) {
-    using V = Vec<T>;
-    const V mean_dp = tile.mean(tile.dp);
-    tile.s_dot = V::fill(0);
-    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
-      V sum = V::fill(0), covariance = V::fill(0);
-      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
-        const int64_t entry = j * x_.width + column;
-        const V additive = kAdditive ? V::load(x_.additive + entry) : V::fill(0);
-        const V p = V::load(now_.p + entry), s_dot = V::load(now_.s_dot + entry);
-        const V apart = unless_hidden<kAdditive>(additive, p * (s_dot - tile.center));
-        unless_hidden<kAdditive>(additive, p * (s_dot - origin)).store(now_.s_dot + entry);
-        sum = sum + apart;
-        if (!kSecondOrder || !has_dp_) continue;
-        const V product = apart * (V::load(now_.dp + entry) - mean_dp);
-        covariance = covariance + unless_hidden<kAdditive>(additive, product);
-      }
-      tile.s_dot = tile.s_dot + sum;
-      tile.covariance = tile.covariance + covariance;
-    }
   }
 
   // The sink is one more key of every row: weight exp(a - lse), s' = a', dp = 0. Then all moments
@@ -295,11 +201,10 @@ class TangentTask {
   const P& p_;
   const Cut& cut_;
   RowStatistics<T> rows_;
-  ScoreRule<T> rule_;
   TangentScratch<T, P> x_;
   TangentTiles<T> now_{};  // of the keys at hand
   bool keeps_;             // the tiles of all keys
-  bool has_dp_ = false;    // whether dp and dp' are wanted
+  TangentColumns<T, P> columns_;
 };
 
 // Sweeps over all heads. `rows` receives the row statistics of the second order.
