@@ -18,6 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from tracing import Model, quiet
 
+import torch_ext
+
 ops = torch.ops.torch_ext
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -60,6 +62,38 @@ def test_forward_and_backward_with_any_length(backend: str, device: torch.device
     with torch.compiler.set_stance("fail_on_recompile"):
         for length in (6, 17, 33):
             check(length)
+
+
+class HalfTheLength(torch.nn.Module):
+    def forward(self, q: Tensor) -> Tensor:
+        length = q.size(-2)
+        return torch_ext.attention(q, q, q, window_left=length // 2, window_right=length - 5)
+
+
+def test_window_that_depends_on_the_length(backend: str, device: torch.device) -> None:
+    model = HalfTheLength()
+    compiled = torch.compile(model, fullgraph=True, backend=backend, dynamic=True)
+
+    def check(length: int) -> None:
+        q = torch.randn(2, 3, length, 8, device=device, requires_grad=True)
+        got, expected = (torch.autograd.grad(f(q).sin().sum(), q) for f in (compiled, model))
+        torch.testing.assert_close(got, expected)
+
+    check(12)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for length in (7, 17, 40):
+            check(length)
+    with pytest.raises(RuntimeError, match="expected window_right to be at least 0"):
+        compiled(torch.randn(2, 3, 4, 8, device=device))
+
+
+def test_exported_window_that_depends_on_the_length(device: torch.device) -> None:
+    model, q = HalfTheLength(), torch.randn(2, 3, 12, 8, device=device)
+    dims = {"q": {2: torch.export.Dim("length", min=5)}}
+    exported = quiet(lambda: torch.export.export(model, (q,), dynamic_shapes=dims)).module()
+    for length in (5, 17, 40):
+        q = torch.randn(2, 3, length, 8, device=device)
+        torch.testing.assert_close(exported(q), model(q))
 
 
 def test_every_option(backend: str, device: torch.device) -> None:

@@ -17,9 +17,9 @@ from tracing import Model, quiet
 ops = torch.ops.torch_ext
 
 SCORE_OPTIONS = (
-    "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, int? window_left=None,"
-    " int? window_right=None, bool bottom_right=False, float? scale=None, float? softcap=None,"
-    " Tensor? slopes=None, Tensor? sink=None"
+    "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, SymInt? window_left=None,"
+    " SymInt? window_right=None, bool bottom_right=False, float? scale=None,"
+    " float? softcap=None, Tensor? slopes=None, Tensor? sink=None"
 )
 OPTIONS = SCORE_OPTIONS + ", float dropout_p=0., Tensor? seed=None"
 GRADS = "Tensor? grad_output, Tensor? grad_logsumexp, "

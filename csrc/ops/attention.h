@@ -23,9 +23,9 @@ using OptionalTensor = std::optional<Tensor>;
 struct ScoreOptions {
   OptionalTensor mask, bias;
   bool is_causal = false;
-  std::optional<int64_t> window_left, window_right;  // unlimited when absent
-  bool bottom_right = false;                         // the last query lies beside the last key
-  std::optional<double> scale;                       // 1/√D when absent
+  std::optional<c10::SymInt> window_left, window_right;  // unlimited when absent
+  bool bottom_right = false;                             // the last query lies beside the last key
+  std::optional<double> scale;                           // 1/√D when absent
   std::optional<double> softcap;
   OptionalTensor slopes, sink;
 

@@ -72,6 +72,8 @@ class DerivativeNode : public torch::autograd::TraceableFunction {
                                 ": third derivatives do not work under compiled autograd. Call "
                                 "backward outside of torch._dynamo.compiled_autograd.");
     for (auto& [variable, is_output] : tensors_) swap.before(variable);
+    swap.before(scalars_.options.window_left);
+    swap.before(scalars_.options.window_right);
     const std::vector<at::IValue> arguments = pack(unpack(), needs());
     std::vector<at::TypePtr> schema;
     for (const at::IValue& argument : arguments) schema.push_back(argument.type());
@@ -85,6 +87,8 @@ class DerivativeNode : public torch::autograd::TraceableFunction {
     variable_list result = interface->call_function(swap.get_py_compiler(), "apply_functional",
                                                     function, grads, arguments, metadata);
     for (auto& [variable, is_output] : tensors_) swap.after(variable);
+    swap.after(scalars_.options.window_left);
+    swap.after(scalars_.options.window_right);
     return result;
   }
 

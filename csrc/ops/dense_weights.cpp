@@ -58,8 +58,8 @@ Tensor visible_entries(const ScoreOptions& options, const Tensor& distance) {
     visible = visible.defined() ? visible.logical_and(rule) : rule;
   };
   if (options.bias) restrict(*options.bias != -kInfinity);
-  if (options.window_left) restrict(distance >= -*options.window_left);
-  if (options.window_right) restrict(distance <= *options.window_right);
+  if (options.window_left) restrict(distance >= at::Scalar(-*options.window_left));
+  if (options.window_right) restrict(distance <= at::Scalar(*options.window_right));
   if (options.is_causal) restrict(distance <= 0);
   return visible;
 }

@@ -68,8 +68,11 @@ void set_result(Operand& result, const Tensor& tensor, int leading_dims, Layout 
 
 // Being causal limits the window like window_right = 0.
 void describe_window(Problem& p, const ScoreOptions& options) {
-  p.left = std::min(options.window_left.value_or(kUnlimited), kUnlimited);
-  p.right = std::min(options.window_right.value_or(kUnlimited), options.is_causal ? 0 : kUnlimited);
+  const auto extent = [](const std::optional<c10::SymInt>& extent) {
+    return extent ? std::min(extent->guard_int(__FILE__, __LINE__), kUnlimited) : kUnlimited;
+  };
+  p.left = extent(options.window_left);
+  p.right = std::min(extent(options.window_right), options.is_causal ? 0 : kUnlimited);
   p.offset = options.bottom_right ? p.key_length - p.query_length : 0;
 }
 

@@ -36,9 +36,10 @@ void check_softcap(const char* op, std::optional<double> softcap, at::ScalarType
               dtype_name(accumulation_type(type)), " (None for no cap), but got ", *softcap);
 }
 
-void check_extent(const char* op, const char* name, std::optional<int64_t> extent) {
-  TORCH_CHECK(extent.value_or(0) >= 0, op, ": expected ", name,
-              " to be at least 0 (None for no limit), but got ", *extent);
+void check_extent(const char* op, const char* name, const std::optional<c10::SymInt>& extent) {
+  if (!extent) return;
+  TORCH_SYM_CHECK(extent->sym_ge(0), op, ": expected ", name,
+                  " to be at least 0 (None for no limit), but got ", *extent);
 }
 
 // slopes and sink: (…, H)

@@ -13,8 +13,8 @@
 
 // clang-format off
 #define SCORE_OPTIONS                                                                     \
-  "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, int? window_left=None, "   \
-  "int? window_right=None, bool bottom_right=False, float? scale=None, "                  \
+  "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, SymInt? window_left=None, "   \
+  "SymInt? window_right=None, bool bottom_right=False, float? scale=None, "                  \
   "float? softcap=None, Tensor? slopes=None, Tensor? sink=None"
 #define OPTIONS SCORE_OPTIONS ", float dropout_p=0.0, Tensor? seed=None"
 #define TANGENTS                                                                          \
