@@ -12,16 +12,16 @@
 #include <torch/library.h>
 
 // clang-format off
-#define SCORE_OPTIONS                                                                     \
+#define SCORE_OPTIONS                                                                        \
   "Tensor? mask=None, Tensor? bias=None, bool is_causal=False, SymInt? window_left=None, "   \
   "SymInt? window_right=None, bool bottom_right=False, float? scale=None, "                  \
   "float? softcap=None, Tensor? slopes=None, Tensor? sink=None"
 #define OPTIONS SCORE_OPTIONS ", float dropout_p=0.0, Tensor? seed=None"
-#define TANGENTS                                                                          \
-  "Tensor? query_tangent, Tensor? key_tangent, Tensor? value_tangent, "                   \
+#define TANGENTS                                                                             \
+  "Tensor? query_tangent, Tensor? key_tangent, Tensor? value_tangent, "                      \
   "Tensor? bias_tangent, Tensor? slopes_tangent, Tensor? sink_tangent, "
-#define SAVED                                                                             \
-  "Tensor query, Tensor key, Tensor value, "                                              \
+#define SAVED                                                                                \
+  "Tensor query, Tensor key, Tensor value, "                                                 \
   "Tensor output, Tensor logsumexp, Tensor logsumexp_residual, *, "
 
 TORCH_LIBRARY(torch_ext, m) {
