@@ -82,12 +82,10 @@ class ForwardTask {
       read_ahead(p_.query, offset, t.query, t.queries, p_.head_size);
       pack_transposed<E>(p_.query, offset, t.query, t.queries, p_.head_size, x.q, x.width);
     }
-    // The sink is a key that every row has seen, with value 0; without one, -inf and nothing. A
-    // sink of +inf or NaN makes its rows NaN.
-    const T sink = p_.sink ? head_value<T>(p_, p_.sink, t.head) : -kInfinity<T>;
+    const SoftmaxStart<T> first = softmax_start<T>(p_, t.head);
     for (int64_t i = 0; i < x.width; i += V::kSize) {
-      V::fill(sink).store(x.row_max + i);
-      V::fill(sink == -kInfinity<T> ? 0 : 1 + (sink - sink)).store(x.row_sum + i);
+      V::fill(first.max).store(x.row_max + i);
+      V::fill(first.sum).store(x.row_sum + i);
     }
     *x.is_started = false;
   }

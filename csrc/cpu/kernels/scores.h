@@ -67,6 +67,18 @@ T head_value(const Problem& p, const Operand& x, int64_t head) {
   return value;
 }
 
+// m and l before any key: the sink is one that every row has seen, with value 0; without it, -inf
+// and nothing. A sink of +inf or NaN makes its rows NaN.
+template <class T>
+struct SoftmaxStart {
+  T max, sum;
+};
+template <class T>
+SoftmaxStart<T> softmax_start(const ForwardProblem& p, int64_t head) {
+  const T sink = p.sink ? head_value<T>(p, p.sink, head) : -kInfinity<T>;
+  return {sink, sink == -kInfinity<T> ? 0 : 1 + (sink - sink)};
+}
+
 // Distances j - i - offset of key j of the tile from its queries i, i + 1, …
 template <class T>
 TORCH_EXT_INLINE Vec<T> distances(const Problem& p, const TileRange& t, int64_t j, int64_t i) {
