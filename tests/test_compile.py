@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,18 @@ def test_exported_window_that_depends_on_the_length(device: torch.device) -> Non
     for length in (5, 17, 40):
         q = torch.randn(2, 3, length, 8, device=device)
         torch.testing.assert_close(exported(q), model(q))
+
+
+@pytest.mark.parametrize("function", [torch_ext.attention, torch_ext.scaled_dot_product_attention])
+def test_scale_calculated_by_numpy(
+    function: Callable[..., Tensor], backend: str, device: torch.device
+) -> None:
+    def f(q: Tensor) -> Tensor:
+        return function(q, q, q, scale=2 / numpy.sqrt(q.shape[-1]))
+
+    numpy = pytest.importorskip("numpy")
+    q = torch.randn(2, 5, 8, device=device)
+    torch.testing.assert_close(torch.compile(f, fullgraph=True, backend=backend)(q), f(q))
 
 
 def test_every_option(backend: str, device: torch.device) -> None:

@@ -206,6 +206,9 @@ def test_pieces_of_the_keys_go_together_by_the_documented_formula() -> None:
     q, k, v = qkv((2, 4, 5, 8), (2, 4, 7, 8), (2, 4, 7, 8), grad=True)
     mask = random_mask(5, 7)  # the second row sees no key of any piece
     mask[2, :3], mask[2, 3:] = False, True
+    mask[0] = True  # and the first gives all weight to one piece
+    with torch.no_grad():
+        q[:, :, 0] = 300 * k[:, :, 0]
     names: dict = {"torch": torch}
     for piece, part in (("a", slice(0, 3)), ("b", slice(3, 7))):
         names[f"output_{piece}"], names[f"lse_{piece}"] = torch_ext.attention_with_logsumexp(
@@ -216,7 +219,18 @@ def test_pieces_of_the_keys_go_together_by_the_documented_formula() -> None:
     exec(formula, names)
     output, expected = names["output"], sdpa(q, k, v, mask)
     assert_close(output, expected, **NEAR)
-    assert names["lse"][..., 1].eq(-torch.inf).all()
-    grad = torch.randn_like(expected)  # comes back through the logsumexps too
-    grads = torch.autograd.grad(output, (q, k, v), grad)
-    assert_close(grads, torch.autograd.grad(expected, (q, k, v), grad), **NEAR)
+    for lse in (names["lse_a"], names["lse_b"]):
+        assert lse[..., 1].eq(-torch.inf).all()
+    # Gradients come back through the logsumexps too, and so do those of the gradients.
+    grad = torch.randn_like(expected)
+    leaves = (q, k, v)
+    expected = torch_ext.attention(*leaves, mask=mask)
+    first, first_expected = (
+        torch.autograd.grad(y, leaves, grad, create_graph=True) for y in (output, expected)
+    )
+    assert_close(first, first_expected, **NEAR)
+    directions = [torch.randn_like(x) for x in leaves]
+    second, second_expected = (
+        torch.autograd.grad(gradients, leaves, directions) for gradients in (first, first_expected)
+    )
+    assert_close(second, second_expected, **NEAR)

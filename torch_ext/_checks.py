@@ -5,7 +5,7 @@ TorchScript checks types itself: its functions leave this module out.
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ __all__ = [
     "check_types",
     "described",
     "is_scripting",
+    "numbers_of_numpy",
 ]
 
 
@@ -111,6 +112,14 @@ def described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{kind} of shape {list(value.shape)}"
     return f"{kind} {value!r:.40}" if isinstance(value, (Real, complex, str)) else kind
+
+
+def numbers_of_numpy(*numbers: Any) -> tuple[Any, ...]:
+    """The same numbers; those of numpy, which torch.compile takes for arrays, as Python's."""
+    if not torch.compiler.is_compiling():
+        return numbers
+    known = (int, float, str, Tensor, torch.SymInt, torch.SymFloat)
+    return tuple(x if x is None or isinstance(x, known) else float(x) for x in numbers)
 
 
 _BOOLS = frozenset((bool,))

@@ -15,7 +15,7 @@ dropout_p are numbers, never learned; a learned scale is a factor of query.
 import torch
 from torch import Tensor
 
-from torch_ext._checks import INTEGER, check_call, check_type, is_scripting
+from torch_ext._checks import INTEGER, check_call, check_type, is_scripting, numbers_of_numpy
 from torch_ext._library import operators
 
 # Looked up once: a lookup in torch.ops takes time that small problems notice.
@@ -118,6 +118,7 @@ def attention(
         output: Tensor = _attention_with_few_options(query, key, value, is_causal, scale)
     else:
         if not is_scripting():
+            scale, softcap = numbers_of_numpy(scale, softcap)
             check_call(
                 "torch_ext.attention",
                 (query, key, value),
@@ -174,12 +175,13 @@ def attention_with_logsumexp(  # noqa: D417 - the options are described once
     """`attention`, and the log of the sum that its softmax divides by.
 
     With it, attention over pieces of the keys, output_a and lse_a, output_b and lse_b, can be put
-    together. A row that sees no key of any piece stays 0:
+    together, and every derivative of it is that of attention over all keys. A row that sees no key
+    of any piece stays 0:
 
-        lse = torch.logaddexp(lse_a, lse_b)
-        base = lse.masked_fill(lse == -torch.inf, 0.0)
-        share_a, share_b = torch.exp(lse_a - base), torch.exp(lse_b - base)
-        output = share_a.unsqueeze(-1) * output_a + share_b.unsqueeze(-1) * output_b
+        lse = torch.stack((lse_a, lse_b))
+        lse = lse.masked_fill(lse == -torch.inf, torch.finfo(lse.dtype).min)
+        shares = lse.softmax(0).unsqueeze(-1)
+        output = (shares * torch.stack((output_a, output_b))).sum(0)
 
     Args:
         query: (..., H, N, D), as for `attention`.
@@ -200,6 +202,7 @@ def attention_with_logsumexp(  # noqa: D417 - the options are described once
     Source: Dao et al. 2022, "FlashAttention", section 3.1 (the softmax statistics).
     """
     if not is_scripting():
+        scale, softcap = numbers_of_numpy(scale, softcap)
         check_call(
             "torch_ext.attention_with_logsumexp",
             (query, key, value),

@@ -11,6 +11,7 @@ from torch_ext._checks import (
     TENSOR_OR_NONE,
     check_types,
     is_scripting,
+    numbers_of_numpy,
 )
 from torch_ext.functional import attention
 
@@ -69,6 +70,7 @@ def scaled_dot_product_attention(
     )
     if not is_usual and not is_scripting():
         name = "torch_ext.scaled_dot_product_attention"
+        (scale,) = numbers_of_numpy(scale)
         check_types(name, TENSOR, query=query, key=key, value=value)
         check_types(name, TENSOR_OR_NONE, attn_mask=attn_mask)
         check_types(name, NUMBER, dropout_p=dropout_p)

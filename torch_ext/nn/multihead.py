@@ -102,21 +102,22 @@ class MultiheadAttention(nn.Module):
         check_sizes(embed_dim, num_heads, num_kv_heads, kdim, vdim)
         check_options(dropout, window_left, window_right, scale, softcap, alibi, dtype)
         check_types("MultiheadAttention", BOOL, bias=bias, bottom_right=bottom_right, sink=sink)
+        embed_dim, num_heads, num_kv_heads = int(embed_dim), int(num_heads), int(num_kv_heads)
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_size = embed_dim // num_heads
         check_rotary(rotary, self.head_size)
         self.dropout = float(dropout)
-        self.window_left = window_left
-        self.window_right = window_right
+        self.window_left = None if window_left is None else int(window_left)
+        self.window_right = None if window_right is None else int(window_right)
         self.bottom_right = bottom_right
         self.scale = None if scale is None else float(scale)
         self.softcap = None if softcap is None else float(softcap)
         self.alibi = alibi
         kv_dim = num_kv_heads * self.head_size
-        self.kdim = kdim
-        self.vdim = vdim
+        self.kdim = int(kdim)
+        self.vdim = int(vdim)
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias, device=device, dtype=dtype)
         self.k_proj = nn.Linear(self.kdim, kv_dim, bias, device=device, dtype=dtype)
         self.v_proj = nn.Linear(self.vdim, kv_dim, bias, device=device, dtype=dtype)
@@ -146,7 +147,8 @@ class MultiheadAttention(nn.Module):
     def _fill_slopes(self) -> None:
         if self.slopes is not None:
             with torch.no_grad():
-                self.slopes.copy_(alibi_slopes(self.num_heads, dtype=torch.float64))
+                device = self.slopes.device
+                self.slopes.copy_(alibi_slopes(self.num_heads, torch.float64, device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MultiheadAttention":
         """Fixed slopes are not part of the state: whatever moves the module fills them again.

@@ -45,6 +45,10 @@ TORCH_EXT_INLINE float term_of(Pair x, int64_t part) {
   return bits_to_float(part == 0 ? x.bits << 16 : x.bits & 0xffff0000);
 }
 
+TORCH_EXT_INLINE Pair without_term(Pair x, int64_t part) {
+  return {part == 0 ? x.bits & 0xffff0000 : x.bits & 0xffff};
+}
+
 TORCH_EXT_INLINE bool all_finite(const Pair* row, int64_t count) {
   const __m512i exponent = _mm512_set1_epi16(0x7f80);
   __mmask32 found = 0;

@@ -41,6 +41,12 @@ TORCH_EXT_INLINE T term_of(T x, int64_t) {
   return x;
 }
 
+// The element with 0 for one of its terms.
+template <class T>
+TORCH_EXT_INLINE T without_term(T, int64_t) {
+  return 0;
+}
+
 // A (rows x depth): element (i, k) at data[i * row + k * depth].
 template <class E>
 struct Broadcast {

@@ -92,8 +92,9 @@ bool all_finite(const T* row, int64_t count) {
 
 // C = or += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the
 // tile at the same entries, `terms` to a row. A hidden entry is absent: 0 times inf must not reach
-// C. Rows of B that hold inf or NaN are therefore left out of the product and added for the visible
-// entries alone. `spare` holds depth x columns.
+// C. Rows of B that hold inf or NaN are therefore 0 in the product and added for the visible
+// entries alone, each term of an element for itself: no other sum changes. `spare` holds depth x
+// columns.
 template <class E, class Product>
 void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                         Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
@@ -102,16 +103,27 @@ void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<
   const int64_t depth = elements<E>(terms);
   if (all_finite(b, depth, columns)) return product(b);
 
-  for (int64_t k = 0; k < depth; ++k) {
-    const E* row = b.data + k * b.stride;
-    const bool keep = all_finite(row, columns);
-    for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = keep ? row[j] : E{0};
+  const auto is_finite = [&](int64_t term) {
+    const E* row = b.data + term / kTerms<E> * b.stride;
+    bool finite = true;
+    for (int64_t j = 0; j < columns; ++j) {
+      const T x = term_of(row[j], term % kTerms<E>);
+      finite = finite && x - x == 0;
+    }
+    return finite;
+  };
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t j = 0; j < columns; ++j) spare[k * columns + j] = b.data[k * b.stride + j];
+  for (int64_t term = 0; term < terms; ++term) {
+    E* row = spare + term / kTerms<E> * columns;
+    if (is_finite(term)) continue;
+    for (int64_t j = 0; j < columns; ++j) row[j] = without_term(row[j], term % kTerms<E>);
   }
   product(Rows<const E>{spare, columns});
   for (int64_t term = 0; term < terms; ++term) {
     const int64_t k = term / kTerms<E>, part = term % kTerms<E>;
     const E* row = b.data + k * b.stride;
-    if (all_finite(row, columns)) continue;
+    if (is_finite(term)) continue;
     for (int64_t i = 0; i < rows; ++i) {
       if (additive.data[i * additive.row + term * additive.depth] == -kInfinity<T>) continue;
       const T weight = term_of(a.data[i * a.row + k * a.depth], part);
