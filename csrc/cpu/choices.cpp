@@ -98,7 +98,8 @@ const Choices& choices() {
 }
 
 bool has_few_queries(const Sizes& s, const Choices& numbers) {
-  return fills_lanes(s) && s.queries > 0 && s.queries <= numbers.few_queries * s.lanes / 16;
+  const int64_t most = numbers.few_queries * (16 + s.lanes / s.terms) / 32;
+  return fills_lanes(s) && s.queries > 0 && s.queries <= most;
 }
 
 bool can_keep_rows(const Sizes& s, const Choices& numbers) { return s.keys <= numbers.kept_keys; }
@@ -114,9 +115,11 @@ Cut choose(const Sizes& s, const Choices& c) {
   // Eight tasks of a head or more, for its balance; what is short stays in the caches anyway.
   result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
   result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, s.keeps_rows ? 1 : c.most_chunks);
-  // Few keys and many queries, or whole rows: cut the queries instead.
-  const int64_t most_query_chunks = result.key_chunks.count > 1 ? 1 : c.most_chunks;
-  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_query_chunks);
+  // Few keys and many queries, or whole rows: cut the queries instead, and the heads.
+  const int64_t most_row_chunks = result.key_chunks.count > 1 ? 1 : c.most_chunks;
+  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_row_chunks);
+  result.head_chunks = cut(s.group, divide_up(c.chunk_queries, std::max<int64_t>(1, s.queries)), 1,
+                           most_row_chunks / result.query_chunks.count);
   if (!result.few_queries) return result;
   const int64_t columns = std::max<int64_t>(1, s.head_size + s.value_head_size);
   result.row_keys = c.row_keys;

@@ -25,7 +25,8 @@ struct Choices {
   // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
   // to write and to add up, a chunk more is work for another thread.
   int64_t chunk_keys = 384;
-  // Queries of a task where there are too few keys to cut, likewise.
+  // Queries of a task where there are too few keys to cut, of one head or of several that read the
+  // same keys, likewise.
   int64_t chunk_queries = 384;
   // Chunks of a head at most: as many partial gradients are held.
   int64_t most_chunks = 8;
@@ -38,9 +39,9 @@ struct Choices {
   // is summed where it is stored, and heads that share it take turns.
   int64_t private_slice = 65536;
 
-  // Up to so many queries for each 16 lanes of a vector, lanes lie along the columns of keys and
-  // values (few_queries.h). The two break even where about half of the lanes of a tile of queries
-  // would be in use, for any D, M and group.
+  // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h): with 16
+  // lanes to a vector. With 8, or with 16 sums of pairs of bfloat16, three quarters of it: a vector
+  // of queries is full sooner, but a tile one short vector wide waits for loads.
   int64_t few_queries = 8;
   // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
   // the lanes of so few products.
@@ -71,6 +72,7 @@ Choices parse_choices(const char* list);
 // Of a problem: N, M, D, E, query heads for each key head, numbers in a vector of sums.
 struct Sizes {
   int64_t queries, keys, head_size, value_head_size, group, lanes;
+  int64_t terms = 1;        // products that a multiply-add of tiles adds to a sum
   bool keeps_rows = false;  // whether a task of the gradients keeps the tiles of whole rows
 };
 
@@ -94,6 +96,7 @@ struct Cut {
   int64_t task_tiles;    // tiles of queries in a task of the forward
   Chunks key_chunks;     // of the gradients, of whole tiles
   Chunks query_chunks;   // likewise; one where keys are cut
+  Chunks head_chunks;    // of the query heads that read the same keys; one where keys are cut
   // The rest is 0 without few queries.
   int64_t row_keys;   // of a tile of few queries
   int64_t row_heads;  // query heads in a task of the forward of few queries

@@ -27,15 +27,18 @@ std::string error_of(const char* list) {
 
 TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   const struct {
-    int64_t n, lanes;
+    int64_t n, lanes, terms;
     bool few;
-  } table[] = {{0, 16, false}, {1, 16, true}, {7, 16, true}, {8, 16, true}, {9, 16, false},
-               {4, 8, true},   {5, 8, false}, {2, 4, true},  {3, 4, false}, {1 << 30, 16, false}};
-  for (const auto& [n, lanes, few] : table)
+  } table[] = {{0, 16, 1, false}, {1, 16, 1, true},        {7, 16, 1, true}, {8, 16, 1, true},
+               {9, 16, 1, false}, {6, 8, 1, true},         {7, 8, 1, false}, {5, 4, 1, true},
+               {6, 4, 1, false},  {1 << 30, 16, 1, false}, {1, 16, 2, true}, {6, 16, 2, true},
+               {7, 16, 2, false}};
+  for (const auto& [n, lanes, terms, few] : table)
     for (const int64_t m : {0, 1, 100000}) {
       Sizes s = sizes(n, m);
       s.lanes = lanes;
-      EXPECT_EQ(choose(s).few_queries, few) << n << " " << lanes;
+      s.terms = terms;
+      EXPECT_EQ(choose(s).few_queries, few) << n << " " << lanes << " " << terms;
     }
   Sizes narrow = sizes(1, 4096);
   narrow.head_size = narrow.lanes / 4;
@@ -95,6 +98,24 @@ TEST(ChoicesTest, GradientsAreCutAlongTheKeysOrElseTheQueries) {
     EXPECT_EQ(cut.key_chunks.count, row.keys) << row.n << " " << row.m;
     EXPECT_EQ(cut.query_chunks.size, row.query_size) << row.n << " " << row.m;
     EXPECT_EQ(cut.query_chunks.count, row.queries) << row.n << " " << row.m;
+  }
+}
+
+TEST(ChoicesTest, HeadsThatReadTheSameFewKeysAreCutWhereQueriesLeaveRoom) {
+  const struct {
+    int64_t n, m, group, heads, size, queries;
+  } table[] = {
+      {200, 384, 1, 1, 1, 1},    {200, 384, 2, 1, 2, 1},  // about chunk_queries rows
+      {200, 384, 3, 2, 2, 1},    {384, 384, 4, 4, 1, 1},  {384, 384, 40, 8, 5, 1},
+      {0, 384, 40, 1, 40, 1},    {20, 384, 40, 2, 20, 1}, {1000, 384, 40, 2, 20, 3},  // 6 of 8
+      {4096, 384, 40, 1, 40, 8},  // queries take all of them
+      {200, 385, 40, 1, 40, 1},   // keys are cut
+  };
+  for (const auto& row : table) {
+    const Cut cut = choose(sizes(row.n, row.m, 64, row.group));
+    EXPECT_EQ(cut.head_chunks.count, row.heads) << row.n << " " << row.group;
+    EXPECT_EQ(cut.head_chunks.size, row.size) << row.n << " " << row.group;
+    EXPECT_EQ(cut.query_chunks.count, row.queries) << row.n << " " << row.group;
   }
 }
 

@@ -1,7 +1,8 @@
 // How backward and second order are cut into tasks, where partial sums live, and how these add up.
 //
-// A head is a grid of key chunks x query chunks. A task takes one cell and computes, tile by tile,
-//   dk, dv of its keys (kept in scratch, complete when there is one query chunk)
+// A key head is a grid of key chunks x row chunks: chunks of the query heads that read it, x chunks
+// of their queries. A task takes one cell and computes, tile by tile,
+//   dk, dv of its keys (kept in scratch, complete when there is one row chunk)
 //   dq of its queries (complete when there is one key chunk)
 // What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order
 // of the chunks. Heads are taken in waves so that all partial buffers together stay within a fixed
@@ -25,12 +26,12 @@ enum class BiasGradient {
   kDirect,
 };
 
-// Keys [key, key_end) and queries [query, query_end) of the query heads that read one key head.
+// Keys [key, key_end) and queries [query, query_end) of some query heads that read one key head.
 struct Cell {
-  int64_t head = -1;  // the first of these query heads; -1: no cell
+  int64_t head = -1, heads = 0;  // the first of these query heads; -1: no cell
   int64_t in_wave = 0;
   int64_t key_chunk = 0, key = 0, key_end = 0;
-  int64_t query_chunk = 0, query = 0, query_end = 0;
+  int64_t row_chunk = 0, query_chunk = 0, query = 0, query_end = 0;
 };
 
 // How many key heads in a row there are of which no two share a part of the bias.
@@ -50,6 +51,7 @@ struct BackwardPlan {
   bool keeps_rows;  // the second order: gradient_tile.h
   Cut cut;
   Chunks keys, queries;
+  Chunks heads;           // of the query heads of a key head
   int64_t head_columns;   // D in whole vectors
   int64_t value_columns;  // E in whole vectors
   BiasGradient bias = BiasGradient::kNone;
@@ -60,22 +62,26 @@ struct BackwardPlan {
 
   // Elements of partial sums of one key head (with its `group` query heads).
   int64_t dq_partial = 0;    // (group, key chunks, N, head_columns)
-  int64_t dk_partial = 0;    // (query chunks, M, head_columns)
-  int64_t dv_partial = 0;    // (query chunks, M, value_columns)
+  int64_t dk_partial = 0;    // (row chunks, M, head_columns)
+  int64_t dv_partial = 0;    // (row chunks, M, value_columns)
   int64_t bias_partial = 0;  // (bias heads, bias chunks, slice)
   int64_t wave = 1;          // key heads at a time
 
-  TORCH_EXT_INLINE int64_t cells() const { return keys.count * queries.count; }
+  TORCH_EXT_INLINE int64_t row_chunks() const { return heads.count * queries.count; }
+  TORCH_EXT_INLINE int64_t cells() const { return keys.count * row_chunks(); }
   // Number `task` of the cells of a wave that begins with key head `first`; none if negative.
   TORCH_EXT_INLINE Cell cell(const Problem& p, int64_t first, int64_t task) const {
     if (task < 0) return {};
     const int64_t in_wave = task / cells(), of_head = task % cells();
-    const int64_t k = of_head / queries.count, q = of_head % queries.count;
-    return {(first + in_wave) * p.group,
+    const int64_t k = of_head / row_chunks(), row = of_head % row_chunks();
+    const int64_t h = row / queries.count, q = row % queries.count;
+    return {(first + in_wave) * p.group + heads.begin(h),
+            heads.begin(h + 1) - heads.begin(h),
             in_wave,
             k,
             keys.begin(k),
             smaller(p.key_length, keys.begin(k + 1)),
+            row,
             q,
             queries.begin(q),
             smaller(p.query_length, queries.begin(q + 1))};
@@ -90,13 +96,15 @@ struct BackwardPlan {
       : keeps_rows(can_keep_rows<T>(p)),
         cut(cut_of<T>(p, keeps_rows)),
         keys(cut.key_chunks),
-        queries(cut.query_chunks) {
+        queries(cut.query_chunks),
+        // Those that share a part of the bias take turns.
+        heads(p.grad_bias ? Chunks{p.group, 1, 1, 1} : cut.head_chunks) {
     const int64_t n = p.query_length, m = p.key_length;
     head_columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);
     if (p.grad_query && keys.count > 1) dq_partial = p.group * keys.count * n * head_columns;
-    if (p.grad_key && queries.count > 1) dk_partial = queries.count * m * head_columns;
-    if (p.grad_value && queries.count > 1) dv_partial = queries.count * m * value_columns;
+    if (p.grad_key && row_chunks() > 1) dk_partial = row_chunks() * m * head_columns;
+    if (p.grad_value && row_chunks() > 1) dv_partial = row_chunks() * m * value_columns;
     int64_t most_heads = p.key_heads();
     const bool has_rows = n > 0 || p.grad_bias.row_stride == 0;
     const bool has_columns = m > 0 || p.grad_bias.col_stride == 0;
@@ -128,14 +136,14 @@ struct BackwardPartials {
            (in_group * plan.keys.count + key_chunk) * p.query_length * plan.head_columns;
   }
   TORCH_EXT_INLINE T* dk(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave,
-                         int64_t query_chunk) const {
+                         int64_t row_chunk) const {
     return start + in_wave * plan.partial() + plan.dq_partial +
-           query_chunk * p.key_length * plan.head_columns;
+           row_chunk * p.key_length * plan.head_columns;
   }
   TORCH_EXT_INLINE T* dv(const BackwardPlan<T>& plan, const Problem& p, int64_t in_wave,
-                         int64_t query_chunk) const {
+                         int64_t row_chunk) const {
     return start + in_wave * plan.partial() + plan.dq_partial + plan.dk_partial +
-           query_chunk * p.key_length * plan.value_columns;
+           row_chunk * p.key_length * plan.value_columns;
   }
   // The slice of a query head's cell; `chunk` counts bias_chunks.
   TORCH_EXT_INLINE T* bias(const BackwardPlan<T>& plan, int64_t in_wave, int64_t in_group,
@@ -189,12 +197,12 @@ void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
     T* sum = static_cast<T*>(scratch);
     if (plan.dk_partial)
       reduce_rows<T>(partials.dk(plan, p, in_wave, 0), p.key_length * plan.head_columns,
-                     plan.queries.count, rows, plan.head_columns, p.head_size,
+                     plan.row_chunks(), rows, plan.head_columns, p.head_size,
                      static_cast<T>(p.scale), p.grad_key, head_offset(p, p.grad_key, head, p.group),
                      row, sum);
     if (plan.dv_partial)
       reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns,
-                     plan.queries.count, rows, plan.value_columns, p.value_head_size, T(1),
+                     plan.row_chunks(), rows, plan.value_columns, p.value_head_size, T(1),
                      p.grad_value, head_offset(p, p.grad_value, head, p.group), row, sum);
   });
 }

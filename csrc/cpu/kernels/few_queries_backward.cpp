@@ -8,6 +8,7 @@
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
 #include "cpu/kernels/few_queries.h"
+#include "cpu/kernels/key_gradients.h"
 #include "cpu/kernels/option_gradients.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -116,6 +117,8 @@ class FewBackwardTask {
       load_row_statistics(p, TileRange{head, 0, n, n, 0, 0}, x_.lse + row, x_.residual + row);
       for (int64_t i = 0; i < n; ++i) x_.delta[row + i] = row_delta(head, i, row + i);
     }
+    is_finite_ = all_finite(x_.q, x_.rows * x_.columns) &&
+                 (!p.grad_output || all_finite(x_.dO, x_.rows * x_.value_columns));
   }
 
   T row_delta(int64_t head, int64_t query, int64_t row) const {
@@ -136,11 +139,11 @@ class FewBackwardTask {
     if (seen != Visibility::kNone) weigh(t, seen, needs_ds);
     const bool has_dv = p.grad_output && seen != Visibility::kNone;
     if (p.grad_key)
-      write_key_gradients(t, seen, seen == Visibility::kNone ? nullptr : x_.ds0, x_.q, x_.columns,
-                          static_cast<T>(p.scale), p.grad_key, p.head_size);
+      write_gradients(t, seen, seen == Visibility::kNone ? nullptr : x_.ds0, x_.q, x_.columns,
+                      static_cast<T>(p.scale), p.grad_key, p.head_size);
     if (p.grad_value)
-      write_key_gradients(t, seen, has_dv ? x_.p : nullptr, x_.dO, x_.value_columns, T(1),
-                          p.grad_value, p.value_head_size);
+      write_gradients(t, seen, has_dv ? x_.p : nullptr, x_.dO, x_.value_columns, T(1), p.grad_value,
+                      p.value_head_size);
     if (seen == Visibility::kNone) return;
     if (p.grad_query) {
       weigh_tile<T>(x_.rows, t, x_.ds0, seen, x_.additive, keys_of(p.key, t, p.head_size),
@@ -188,17 +191,21 @@ class FewBackwardTask {
   }
 
   // out(keys) = factor W^T B, zero where `w` is null: W (rows, width) and B (rows, columns).
-  void write_key_gradients(const RowTile& t, Visibility seen, const T* w, const T* b,
-                           int64_t columns, T factor, const Operand& out, int64_t cols) const {
+  void write_gradients(const RowTile& t, Visibility seen, const T* w, const T* b, int64_t columns,
+                       T factor, const Operand& out, int64_t cols) const {
     const int64_t offset = head_offset(problem_, out, head_, problem_.group);
+    if (w && (seen == Visibility::kAll || is_finite_) &&
+        write_key_gradients<T>(x_.rows, {w, t.width}, {b, columns}, factor,
+                               {out, offset, t.key, t.keys, cols, streams_}))
+      return;
     for (int64_t j = 0; j < t.keys; j += kWriteKeys) {
       const int64_t keys = smaller(kWriteKeys, t.keys - j);
-      fill_zero(x_.dk, keys * columns);
       if (w)
-        weighted_sum<T>(keys, columns, x_.rows, {w + j, 1, t.width}, seen,
-                        {x_.additive + j, 1, t.width}, {b, columns}, {x_.dk, columns}, x_.spare);
-      if (streams_ && stream_rows<T>(x_.dk, columns, keys, cols, factor, out, offset, t.key + j))
-        continue;
+        weighted_sum<T, false>(keys, columns, x_.rows, {w + j, 1, t.width}, seen,
+                               {x_.additive + j, 1, t.width}, {b, columns}, {x_.dk, columns},
+                               x_.spare);
+      else
+        fill_zero(x_.dk, keys * columns);
       write_rows<T>(x_.dk, columns, keys, cols, factor, out, offset, t.key + j);
     }
   }
@@ -216,8 +223,9 @@ class FewBackwardTask {
   const Problem& transposed_;
   ScoreRule<T> rule_;
   FewBackwardScratch<T> x_;
-  int64_t head_;  // the first query head that reads the keys
-  bool streams_;  // dk and dv go past the caches
+  int64_t head_;    // the first query head that reads the keys
+  bool streams_;    // dk and dv go past the caches
+  bool is_finite_;  // q and do are: 0 times them is 0
   double* slopes_ = nullptr;
 };
 

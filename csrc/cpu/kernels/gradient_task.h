@@ -1,7 +1,7 @@
 // One cell of backward_plan.h: gradients of its keys and queries, for the backward and, along a
 // direction (q', k', v', b'), for the second order.
 //
-// Loop: query heads of the group, tiles of queries, tiles of keys. A tile (gradient_tile.h) yields
+// Loop: query heads of the cell, tiles of queries, tiles of keys. A tile (gradient_tile.h) yields
 // weights w for do, the gradient ds of the scores, ds0 of c q k, and in the second order the factor
 // ds0' of k' and q':
 //   dv += w^T do,  dk += ds0^T q + ds0'^T q',  dq += ds0 k + ds0' k',  dbias += ds,
@@ -33,8 +33,8 @@ class GradientTask {
         ahead_(problem, plan),
         tile_(problem, plan, rows, x_, ahead_.list()) {}
 
-  // `next`: the cell after this one. `slopes`: where the slope gradients of the cell's query heads
-  // go, one for each head.
+  // `next`: the cell after this one. `slopes`: where the cell's slope gradients of the query heads
+  // of its key head go, one for each.
   void run(const Cell& cell, const Cell& next, double* slopes) {
     cell_ = cell;
     const int64_t chunk = cell.key_end - cell.key;
@@ -44,15 +44,15 @@ class GradientTask {
     const int64_t queries = plan_.cut.tile_queries;
     const int64_t tiles = divide_up(cell.query_end - cell.query, queries);  // of each head
     const auto tile = [&](int64_t i) {
-      if (i == problem_.group * tiles) return TileRange{};
+      if (i == cell.heads * tiles) return TileRange{};
       const int64_t query = cell.query + i % tiles * queries;
       const int64_t count = smaller(queries, cell.query_end - query);
       return TileRange{cell.head + i / tiles, query, count, round_up(count, Vec<T>::kSize), 0, 0};
     };
-    for (in_group_ = 0; in_group_ < problem_.group; ++in_group_) {
-      start_head();
-      for (int64_t i = in_group_ * tiles; i < (in_group_ + 1) * tiles; ++i)
-        query_tile(tile(i), tile(i + 1), next);
+    for (int64_t h = 0; slopes && h < problem_.group; ++h) slopes[h] = 0;
+    for (int64_t h = 0; h < cell.heads; ++h) {
+      start_head(cell.head + h);
+      for (int64_t i = h * tiles; i < (h + 1) * tiles; ++i) query_tile(tile(i), tile(i + 1), next);
       if (slopes) slopes[in_group_] = slope_sum_;
     }
     write_key_gradients();
@@ -61,11 +61,11 @@ class GradientTask {
  private:
   // Sums of one query head: the gradient of the slope, and where the cell writes its part of the
   // bias gradient, or adds it to what is there: to zeros, or to what other heads have left.
-  void start_head() {
+  void start_head(int64_t head) {
+    in_group_ = head % problem_.group;
     slope_sum_ = 0;
     const Operand& dbias = problem_.grad_bias;
     if (plan_.bias == BiasGradient::kDirect) {
-      const int64_t head = cell_.head + in_group_;
       dbias_ = static_cast<T*>(dbias.data) + head_offset(problem_, dbias, head);
       writes_dbias_ = is_first_sharing_head(problem_, dbias, head);
     }
@@ -200,10 +200,10 @@ class GradientTask {
     };
     if (p.grad_key)
       write(x_.dk, plan_.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
-            plan_.dk_partial ? partials_.dk(plan_, p, cell_.in_wave, cell_.query_chunk) : nullptr);
+            plan_.dk_partial ? partials_.dk(plan_, p, cell_.in_wave, cell_.row_chunk) : nullptr);
     if (p.grad_value)
       write(x_.dv, plan_.value_columns, p.value_head_size, T(1), p.grad_value,
-            plan_.dv_partial ? partials_.dv(plan_, p, cell_.in_wave, cell_.query_chunk) : nullptr);
+            plan_.dv_partial ? partials_.dv(plan_, p, cell_.in_wave, cell_.row_chunk) : nullptr);
   }
 
   const P& problem_;

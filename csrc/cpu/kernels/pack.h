@@ -30,19 +30,37 @@ TORCH_EXT_INLINE void for_covering_blocks(int64_t count, const Use& use) {
   if (i < count) use(count - kLanes);
 }
 
+// Calls use(load), where load(row + c * in.col) is a block of a row from column c on, if a block is
+// no wider than a row and its elements lie so that it can be loaded; returns whether.
+template <class T, class S, class Use>
+TORCH_EXT_INLINE bool with_block_loads(Strided<const S> in, int64_t cols, const Use& use) {
+  if (cols < kBlock<T>) return false;
+  if (in.col == 1)
+    use([](const S* from) __attribute__((always_inline)) { return load_block_row(from, T()); });
+  if constexpr (!__is_same(S, bool)) {
+    if (in.col == 2)
+      use([](const S* from)
+              __attribute__((always_inline)) { return load_every_second(from, T()); });
+    return in.col == 1 || in.col == 2;
+  }
+  return in.col == 1;
+}
+
 // out[r * out_stride + c] = in(r, c)
 template <class T, class S>
 void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t out_stride) {
-  constexpr int kLanes = kBlock<T>;
+  const bool is_copied = with_block_loads<T, S>(in, cols, [&](const auto& load) {
+    for (int64_t r = 0; r < rows; ++r)
+      for_covering_blocks<kBlock<T>>(cols, [&](int64_t c) __attribute__((always_inline)) {
+        const auto values = load(in.data + r * in.row + c * in.col);
+        __builtin_memcpy(out + r * out_stride + c, &values, sizeof values);
+      });
+  });
+  if (is_copied) return;
   for (int64_t r = 0; r < rows; ++r) {
     const S* from = in.data + r * in.row;
     T* to = out + r * out_stride;
-    if (in.col == 1 && cols >= kLanes)
-      for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
-        const auto values = load_block_row(from + c, T());
-        __builtin_memcpy(to + c, &values, sizeof values);
-      });
-    else if (in.col == 0)
+    if (in.col == 0)
       for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(*from);
     else
       for (int64_t c = 0; c < cols; ++c) to[c] = widen<T>(from[c * in.col]);
@@ -50,12 +68,13 @@ void copy_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int64_t 
 }
 
 // out[c * out_stride + r] = in(r, c) of one block; `in` and `out` are at its first element.
-template <class T, class S>
-TORCH_EXT_INLINE void transpose_block_at(const S* in, int64_t row, T* out, int64_t out_stride) {
+template <class T, class S, class Load>
+TORCH_EXT_INLINE void transpose_block_at(const S* in, int64_t row, const Load& load, T* out,
+                                         int64_t out_stride) {
   constexpr int kLanes = kBlock<T>;
-  decltype(load_block_row(in, T())) block[kLanes];
+  decltype(load(in)) block[kLanes];
   TORCH_EXT_UNROLL
-  for (int i = 0; i < kLanes; ++i) block[i] = load_block_row(in + i * row, T());
+  for (int i = 0; i < kLanes; ++i) block[i] = load(in + i * row);
   transpose_block(block, out, out_stride);
 }
 
@@ -65,17 +84,19 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
   constexpr int kLanes = kBlock<T>;
   if (in.col != 1 && (in.row == 1 || in.row == 0))  // rows of the result lie in memory as they are
     return copy_tile<T, S>({in.data, in.col, in.row}, cols, rows, out, out_stride);
-  if (in.col == 1 && rows >= kLanes && cols >= kLanes) {
-    for (int64_t r = 0; r < rows; r += 2 * kLanes)  // two blocks: whole cache lines of the result
-      for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
-        for (int64_t block = r; block < smaller(rows, r + 2 * kLanes); block += kLanes) {
-          const int64_t first = smaller(block, rows - kLanes);  // the last may overlap
-          transpose_block_at<T, S>(in.data + first * in.row + c, in.row,
-                                   out + c * out_stride + first, out_stride);
-        }
+  const bool is_done =
+      rows >= kLanes && with_block_loads<T, S>(in, cols, [&](const auto& load) {
+        for (int64_t r = 0; r < rows;
+             r += 2 * kLanes)  // two blocks: whole cache lines of the result
+          for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
+            for (int64_t block = r; block < smaller(rows, r + 2 * kLanes); block += kLanes) {
+              const int64_t first = smaller(block, rows - kLanes);  // the last may overlap
+              transpose_block_at<T, S>(in.data + first * in.row + c * in.col, in.row, load,
+                                       out + c * out_stride + first, out_stride);
+            }
+          });
       });
-    return;
-  }
+  if (is_done) return;
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < cols; ++c)
       out[c * out_stride + r] = widen<T>(in.data[r * in.row + c * in.col]);
@@ -215,22 +236,6 @@ template <class T>
 void write_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
                 const Operand& x, int64_t offset, int64_t row) {
   write_scaled_rows<T>(tile, stride, rows, cols, [&](int64_t) { return factor; }, x, offset, row);
-}
-
-// The same past the caches; false, and nothing done, where rows are not whole aligned vectors of T.
-template <class T>
-bool stream_rows(const T* tile, int64_t stride, int64_t rows, int64_t cols, T factor,
-                 const Operand& x, int64_t offset, int64_t row) {
-  constexpr int kSize = Vec<T>::kSize;
-  T* out = static_cast<T*>(x.data) + offset + row * x.row_stride;
-  const bool same_type = x.dtype == (sizeof(T) == 8 ? DType::Float64 : DType::Float32);
-  if (!same_type || x.col_stride != 1 || cols % kSize != 0 || x.row_stride % kSize != 0 ||
-      reinterpret_cast<uintptr_t>(out) % sizeof(Vec<T>) != 0)
-    return false;
-  for (int64_t r = 0; r < rows; ++r, out += x.row_stride)
-    for (int64_t c = 0; c < cols; c += kSize)
-      (Vec<T>::load(tile + r * stride + c) * Vec<T>::fill(factor)).stream(out + c);
-  return true;
 }
 
 // Element `row` of a per-row vector (logsumexp and its kin): T for the 64-bit and 32-bit types,

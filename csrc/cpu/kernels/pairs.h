@@ -60,6 +60,12 @@ TORCH_EXT_INLINE bool all_finite(const Pair* row, int64_t count) {
 
 // ---- bfloat16 in memory ----
 
+// 16 elements that lie every second place, each in the low half of a word that is 0 above.
+TORCH_EXT_INLINE __m512i load_words_of_every_second(const BFloat16* p) {
+  constexpr __mmask32 kUpToTheLast = 0x7fffffff;
+  return _mm512_and_si512(_mm512_maskz_loadu_epi16(kUpToTheLast, p), _mm512_set1_epi32(0xffff));
+}
+
 // out[r / 2][c] = (in(r, c), in(r + 1, c)); 0 beyond the last row and beyond `cols`.
 inline void pair_rows(Strided<const BFloat16> in, int64_t rows, int64_t cols, Pair* out,
                       int64_t stride) {
@@ -74,15 +80,19 @@ inline void pair_rows(Strided<const BFloat16> in, int64_t rows, int64_t cols, Pa
       for (int64_t c = cols; c < stride; ++c) out[r / 2 * stride + c].bits = 0;
   };
   int64_t r = 0;
-  if (in.row == 1 && in.col != 1) {  // the terms of a pair lie side by side already
+  // The terms of a pair lie side by side already, or nearly.
+  if ((in.row == 1 || in.row == 2) && in.col != 1) {
+    const auto load = [&](const BFloat16* p) __attribute__((always_inline)) {
+      return in.row == 1 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                         : _mm512_cvtepi32_epi16(load_words_of_every_second(p));
+    };
     const int64_t whole = cols / kCols * kCols;
     for (; r + kRows <= rows; r += kRows) {
       for (int64_t c = 0; c < whole; c += kCols) {
         __m256 block[kCols];
         TORCH_EXT_UNROLL
         for (int i = 0; i < kCols; ++i)
-          block[i] = _mm256_castsi256_ps(
-              _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in.data + (c + i) * in.col + r)));
+          block[i] = _mm256_castsi256_ps(load(in.data + (c + i) * in.col + r * in.row));
         transpose_block(block, reinterpret_cast<float*>(out + r / 2 * stride + c), stride);
       }
       for (int64_t tail = r; tail < r + kRows; tail += 2) scalar(tail, whole, cols);
@@ -90,11 +100,13 @@ inline void pair_rows(Strided<const BFloat16> in, int64_t rows, int64_t cols, Pa
   }
   for (; r < rows; r += 2) {
     int64_t c = 0;
-    if (in.col == 1 && r + 1 < rows)
+    if ((in.col == 1 || in.col == 2) && r + 1 < rows)
       for (; c + Vec<Pair>::kSize <= cols; c += Vec<Pair>::kSize) {
-        const BFloat16* from = in.data + r * in.row + c;
-        const auto wide = [](const BFloat16* p) __attribute__((always_inline)) {
-          return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        const BFloat16* from = in.data + r * in.row + c * in.col;
+        const auto wide = [&](const BFloat16* p) __attribute__((always_inline)) {
+          return in.col == 1 ? _mm512_cvtepu16_epi32(
+                                   _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+                             : load_words_of_every_second(p);
         };
         const __m512i high = _mm512_slli_epi32(wide(from + in.row), 16);
         Vec<Pair>{_mm512_or_si512(wide(from), high)}.store(out + r / 2 * stride + c);

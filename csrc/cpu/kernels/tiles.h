@@ -38,7 +38,11 @@ class Scratch {
 
 template <class T>
 TORCH_EXT_INLINE Sizes sizes_of(const Problem& p) {
-  return {p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize};
+  Sizes sizes{p.query_length, p.key_length, p.head_size, p.value_head_size, p.group, Vec<T>::kSize};
+#ifdef __AVX512BF16__
+  if (p.query.dtype == DType::BFloat16) sizes.terms = 2;
+#endif
+  return sizes;
 }
 
 // Whether a task of the gradients keeps the tiles of whole rows: that of the second order may.

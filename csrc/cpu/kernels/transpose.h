@@ -32,6 +32,28 @@ TORCH_EXT_INLINE __m256d load_block_row(const bool* p, double) {
                        _mm256_set1_pd(-kInfinity<double>));
 }
 
+// p[0], p[2], …: elements of a row that lie every second place. Nothing behind the last is read.
+TORCH_EXT_INLINE __m256 load_every_second(const float* p, float) {
+  const __m256 x = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 7), 0xd8);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
+}
+TORCH_EXT_INLINE __m256d load_every_second(const double* p, double) {
+  const __m256d x = _mm256_shuffle_pd(_mm256_loadu_pd(p), _mm256_loadu_pd(p + 3), 0xa);
+  return _mm256_permute4x64_pd(x, 0xd8);
+}
+TORCH_EXT_INLINE __m256 load_every_second(const BFloat16* p, float) {
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 7));
+  const __m256i x = _mm256_set_m128i(_mm_srli_epi32(high, 16), low);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+TORCH_EXT_INLINE __m256 load_every_second(const Float16* p, float) {
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 7));
+  return _mm256_cvtph_ps(
+      _mm_packus_epi32(_mm_and_si128(low, _mm_set1_epi32(0xffff)), _mm_srli_epi32(high, 16)));
+}
+
 // out[c * out_stride + r] = rows[r][c]
 TORCH_EXT_INLINE void transpose_block(const __m256 (&rows)[8], float* out, int64_t out_stride) {
   __m256 pair[8], quad[8];

@@ -123,12 +123,38 @@ TEST(BackwardPlanTest, BiasSlicesAreNoMoreThanAreWrittenAtTheSameTime) {
   EXPECT_EQ(BackwardPlan<float>(p).bias_partial, key_chunks * 100);
 }
 
-TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
-  for (const auto& [n, m, leading] :
-       {std::array<int64_t, 3>{500, 1000, 0}, {1000, 100, 0}, {500, 1000, 7}, {1000, 100, 7}}) {
-    BackwardProblem p = problem(n, m, 4, 2);
-    ask_for_bias(p, leading, 0, 1);
+TEST(BackwardPlanTest, CellsCoverEveryHeadQueryAndKeyOnce) {
+  for (const auto& [n, m, group] :
+       {std::array<int64_t, 3>{1, 1, 1}, {500, 20, 1}, {20, 500, 5}, {20, 30, 41}, {700, 30, 6}}) {
+    const BackwardProblem p = problem(n, m, 2 * group, group);
     const BackwardPlan<float> plan(p);
+    std::vector<int> count(static_cast<size_t>(2 * group * n * m));
+    for (int64_t task = 0; task < 2 * plan.cells(); ++task) {
+      const Cell c = plan.cell(p, 0, task);
+      EXPECT_EQ(c.in_wave, c.head / group);
+      EXPECT_EQ(c.in_wave, (c.head + c.heads - 1) / group);
+      for (int64_t h = c.head; h < c.head + c.heads; ++h)
+        for (int64_t i = c.query; i < c.query_end; ++i)
+          for (int64_t j = c.key; j < c.key_end; ++j) ++count.at((h * n + i) * m + j);
+    }
+    EXPECT_TRUE(std::all_of(count.begin(), count.end(), [](int times) { return times == 1; }))
+        << n << " " << m << " " << group;
+    EXPECT_EQ(plan.cell(p, 0, -1).head, -1);
+  }
+}
+
+TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
+  constexpr int64_t kNoBias = -1;
+  for (const auto& [n, m, leading] : {std::array<int64_t, 3>{500, 1000, 0},
+                                      {1000, 100, 0},
+                                      {500, 1000, 7},
+                                      {1000, 100, 7},
+                                      {1000, 100, kNoBias},
+                                      {384, 100, kNoBias}}) {
+    BackwardProblem p = problem(n, m, 4, 2);
+    if (leading != kNoBias) ask_for_bias(p, leading, 0, 1);
+    const BackwardPlan<float> plan(p);
+    EXPECT_EQ(plan.heads.count, leading == kNoBias ? 2 : 1);
     const BackwardPartials<float> partials{nullptr};
     std::vector<std::pair<int64_t, int64_t>> slots;  // begin, length
     const auto add = [&](const float* at, int64_t length) {
@@ -138,10 +164,11 @@ TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
       for (int64_t member = 0; member < p.group; ++member) {
         for (int64_t chunk = 0; plan.dq_partial && chunk < plan.keys.count; ++chunk)
           add(partials.dq(plan, p, head, member, chunk), n * plan.head_columns);
-        for (int64_t chunk = 0; member < plan.bias_heads && chunk < plan.bias_chunks(); ++chunk)
+        for (int64_t chunk = 0;
+             p.grad_bias && member < plan.bias_heads && chunk < plan.bias_chunks(); ++chunk)
           add(partials.bias(plan, head, member, chunk), plan.bias_slice);
       }
-      for (int64_t chunk = 0; plan.dk_partial && chunk < plan.queries.count; ++chunk) {
+      for (int64_t chunk = 0; plan.dk_partial && chunk < plan.row_chunks(); ++chunk) {
         add(partials.dk(plan, p, head, chunk), m * plan.head_columns);
         add(partials.dv(plan, p, head, chunk), m * plan.value_columns);
       }
