@@ -62,7 +62,7 @@ def test_offsets_that_are_no_positions_are_refused(module: nn.Module) -> None:
 
 
 def test_options_of_rotary_embeddings_that_mean_nothing_are_refused() -> None:
-    for base in (0, -10.0, math.nan, math.inf):
+    for base in (0, -10.0, math.nan, math.inf, 10**400):
         with pytest.raises(ValueError, match=f"base to be positive and finite, but got {base}"):
             RotaryEmbedding(8, base=base)
     with pytest.raises(TypeError, match="base to be a number, but got str"):

@@ -56,6 +56,9 @@ OF_OPTIONS: list[tuple[str, Any, str]] = [
 OF_DROPOUT: list[tuple[str, Any, str]] = [
     ("dropout_p", None, "a number, but got None"),
     ("dropout_p", "x", "a number, but got str 'x'"),
+    ("dropout_p", torch.tensor(0.0), "a number, but got Tensor of shape []"),
+    ("dropout_p", torch.zeros(2), "a number, but got Tensor of shape [2]"),
+    ("dropout_p", False, "a number, but got bool False"),
 ]
 OF_SDPA: list[tuple[str, Any, str]] = [
     ("enable_gqa", "x", "a bool, but got str 'x'"),
@@ -177,6 +180,8 @@ def test_alibi_slopes_refuse_what_is_no_number_of_heads() -> None:
     for dtype in (torch.int64, torch.bool, torch.complex64):
         with pytest.raises(ValueError, match=f"dtype to be floating point, but got {dtype}"):
             torch_ext.alibi_slopes(8, dtype=dtype)
+    with pytest.raises(TypeError, match="dtype to be a torch.dtype or None, but got str 'float32'"):
+        torch_ext.alibi_slopes(8, dtype="float32")  # type: ignore[arg-type]
 
 
 def test_alibi_slopes_take_numpys_integers() -> None:

@@ -13,6 +13,7 @@ from torch.jit import is_scripting, is_tracing  # type: ignore[attr-defined]
 
 __all__ = [
     "BOOL",
+    "DTYPE_OR_NONE",
     "INTEGER",
     "INTEGER_OR_NONE",
     "NUMBER",
@@ -79,6 +80,7 @@ def _or_none(kind: Kind) -> Kind:
 
 
 INTEGER_OR_NONE, NUMBER_OR_NONE, TENSOR_OR_NONE = map(_or_none, (INTEGER, NUMBER, TENSOR))
+DTYPE_OR_NONE = _or_none(Kind("a torch.dtype", lambda x: isinstance(x, torch.dtype)))
 
 # What to do instead of passing a tensor.
 _WAYS_OUT = {

@@ -15,7 +15,14 @@ dropout_p are numbers, never learned; a learned scale is a factor of query.
 import torch
 from torch import Tensor
 
-from torch_ext._checks import INTEGER, check_call, check_type, is_scripting, numbers_of_numpy
+from torch_ext._checks import (
+    DTYPE_OR_NONE,
+    INTEGER,
+    check_call,
+    check_type,
+    is_scripting,
+    numbers_of_numpy,
+)
 from torch_ext._library import operators
 
 # Looked up once: a lookup in torch.ops takes time that small problems notice.
@@ -106,6 +113,7 @@ def attention(
         and softcap is None
         and slopes is None
         and sink is None
+        and isinstance(dropout_p, float)
         and dropout_p == 0.0
         and seed is None
         and isinstance(is_causal, bool)
@@ -260,7 +268,7 @@ def alibi_slopes(
         (H), in score per position, for `attention`'s option `slopes`.
 
     Raises:
-        TypeError: heads is not an integer.
+        TypeError: heads is not an integer, or dtype is no torch.dtype.
         ValueError: heads is below 1, or dtype is not floating point.
 
     Source: Press et al. 2022, "Train Short, Test Long", section 3, and the code published with it.
@@ -269,6 +277,7 @@ def alibi_slopes(
     heads = int(heads)
     if heads < 1:
         raise ValueError(f"alibi_slopes: expected heads to be at least 1, but got {heads}")
+    check_type("alibi_slopes", DTYPE_OR_NONE, "dtype", dtype)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"alibi_slopes: expected dtype to be floating point, but got {dtype}")
     lower = 1 << (heads.bit_length() - 1)

@@ -1,6 +1,6 @@
 """Positional encodings: sinusoidal, added to vectors, and rotary, which turns them."""
 
-import math
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ class RotaryEmbedding(nn.Module):
         _check_even("RotaryEmbedding", "head_size", head_size)
         check_type("RotaryEmbedding", NUMBER, "base", base)
         check_type("RotaryEmbedding", BOOL, "interleaved", interleaved)
-        if not 0.0 < base < math.inf:
+        if not 0.0 < base <= sys.float_info.max:
             raise ValueError(
                 f"RotaryEmbedding: expected base to be positive and finite, but got {base}"
             )
