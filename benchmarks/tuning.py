@@ -70,6 +70,7 @@ _DECODE = (
     Case("N 4, M 2048, D 64", queries=4, keys=2048),
     Case("one head, M 16384, D 64", heads=1, queries=1, keys=16384),
 )
+_TINY = tuple(Case(f"{h} heads, N 16, D 32", heads=h, queries=16, head_size=32) for h in (2, 4, 8))
 _GROUPS = tuple(
     Case(f"N {n}, 32 heads on 2", heads=32, key_heads=2, queries=n, keys=2048) for n in (1, 4)
 )
@@ -115,6 +116,7 @@ TRIALS = (
     Trial("few_queries", (0, 2, 4, 8, 12, 16), _all(_BOTH, *_FEW)),
     Trial("few_keys", (0, 2, 4, 8, 16), _all(_BOTH, *_VERY_FEW_KEYS)),
     Trial("task_rows", (4, 8, 16, 32, 64), _all(("forward",), *_GROUPS)),
+    Trial("one_thread", (0, 4096, 16384, 65536), _all(_BOTH, *_TINY)),
     Trial("row_keys", (32, 64, 128, 256, 512), _all(("forward",), *_DECODE)),
     Trial(
         "row_chunk_numbers",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -35,6 +36,7 @@ constexpr Rule kRules[] = {
     {"row_keys", &Choices::row_keys, 16, 4096, 16},
     {"row_chunk_numbers", &Choices::row_chunk_numbers, 1, 1 << 30, 1},
     {"most_row_chunks", &Choices::most_row_chunks, 1, 1024, 1},
+    {"one_thread", &Choices::one_thread, 0, 1 << 30, 1},
     {"stream_mib", &Choices::stream_mib, 0, 1 << 20, 1},
 };
 
@@ -134,6 +136,13 @@ int64_t Chunks::begin(int64_t i) const {
 }
 
 Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }
+
+int64_t most_threads(int64_t heads, const Sizes& s, const Choices& numbers) {
+  // Lengths may be so large that their product has no int64_t.
+  const double pairs = static_cast<double>(heads) * s.queries * s.keys;
+  const bool is_small = pairs * std::max(s.head_size, s.value_head_size) <= numbers.one_thread;
+  return is_small ? 1 : std::numeric_limits<int64_t>::max();
+}
 
 bool streams_results(int64_t bytes) { return bytes >> 20 >= choices().stream_mib; }
 

@@ -56,6 +56,9 @@ struct Choices {
   int64_t row_chunk_numbers = 65536;
   // Chunks of a head at most; of very many keys each has more.
   int64_t most_row_chunks = 64;
+  // Multiply-adds of a product of a problem up to which one thread does all of it: to wake others
+  // takes longer.
+  int64_t one_thread = 16384;
   // MiB of the gradients of key and value from which on few queries write them past the caches:
   // lines that would leave them again need not be read before they are written.
   int64_t stream_mib = 16;
@@ -109,6 +112,9 @@ bool has_few_queries(const Sizes& sizes, const Choices& numbers);
 bool can_keep_rows(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes, const Choices& numbers);
 Cut choose(const Sizes& sizes);  // with choices()
+
+// How many threads at most are worth waking for a problem of so many heads.
+int64_t most_threads(int64_t heads, const Sizes& sizes, const Choices& numbers);
 
 // Whether results of `bytes` are written past the caches.
 bool streams_results(int64_t bytes);

@@ -76,8 +76,9 @@ int64_t Buffer::bytes() const { return bytes_; }
 
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, int64_t next, void* scratch),
-                    void* context) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+                    void* context, int64_t most_threads) {
+  const int64_t threads =
+      at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), most_threads);
   std::atomic<int64_t> unclaimed{0};
   // A share of the tasks that are left, so that all threads end at about the same time.
   const auto claim = [&](int64_t& begin) {

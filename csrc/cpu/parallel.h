@@ -35,18 +35,19 @@ class Buffer {
 // neighbouring tasks, one at a time towards the end, so the order of the tasks, not their number
 // per thread, decides the balance: put long ones first. `next` is the task that the same thread
 // most likely runs afterwards, -1 if there is none: its operands can be fetched meanwhile. No
-// result may depend on which thread runs a task. `scratch` is 64-byte
-// aligned, private to the call and the thread, of `scratch_bytes` bytes and holds garbage (NaN
-// where TORCH_EXT_POISON=1). Tasks may call parallel_tasks; it then runs on their own thread.
+// result may depend on which thread runs a task. `scratch` is 64-byte aligned, private to the call
+// and the thread, of `scratch_bytes` bytes and holds garbage (NaN where TORCH_EXT_POISON=1). Tasks
+// may call parallel_tasks; it then runs on their own thread, as with `most_threads` = 1.
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, int64_t next, void* scratch),
-                    void* context);
+                    void* context, int64_t most_threads);
 
 // The same from a callable run(task, next, scratch) or run(task, scratch), kept alive by the caller
 // for the duration of the call.
 template <class Run>
 inline __attribute__((always_inline)) void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
-                                                          const Run& run) {
+                                                          const Run& run,
+                                                          int64_t most_threads = INT64_MAX) {
   parallel_tasks(
       tasks, scratch_bytes,
       [](void* context, int64_t task, int64_t next, void* scratch) {
@@ -56,7 +57,7 @@ inline __attribute__((always_inline)) void parallel_tasks(int64_t tasks, int64_t
         else
           call(task, scratch);
       },
-      const_cast<Run*>(&run));
+      const_cast<Run*>(&run), most_threads);
 }
 
 }  // namespace torch_ext::cpu

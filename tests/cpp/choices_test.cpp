@@ -173,6 +173,19 @@ TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {
   }
 }
 
+TEST(ChoicesTest, SmallProblemsWakeNoOtherThread) {
+  const Choices c = parse_choices("one_thread=1000");
+  EXPECT_EQ(most_threads(1, sizes(10, 10, 10), c), 1);
+  for (const Sizes& larger : {sizes(11, 10, 10), sizes(10, 11, 10), sizes(10, 10, 11),
+                              sizes(int64_t{1} << 40, int64_t{1} << 40)})
+    EXPECT_GT(most_threads(1, larger, c), 1 << 20);
+  EXPECT_GT(most_threads(2, sizes(10, 10, 10), c), 1 << 20);
+  Sizes values = sizes(10, 10, 1);
+  EXPECT_EQ(most_threads(1, values, c), 1);
+  values.value_head_size = 11;
+  EXPECT_GT(most_threads(1, values, c), 1);
+}
+
 TEST(ChoicesTest, KeptRowsAreNotCut) {
   EXPECT_TRUE(can_keep_rows(sizes(9999, Choices().kept_keys), Choices()));
   EXPECT_FALSE(can_keep_rows(sizes(9999, Choices().kept_keys + 1), Choices()));

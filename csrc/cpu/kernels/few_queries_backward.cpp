@@ -247,12 +247,13 @@ void run_few_backward(const BackwardProblem& p) {
 
   for (int64_t first = 0; first < heads; first += wave) {
     const int64_t count = smaller(wave, heads - first);
-    parallel_tasks(count * chunks.count, size.bytes, [&](int64_t task, void* scratch) {
+    const auto chunk_task = [&](int64_t task, void* scratch) {
       const int64_t head = first + task / chunks.count, chunk = task % chunks.count;
       FewBackwardTask<T>(p, cut, flipped, head, scratch)
           .run(chunks.begin(chunk), smaller(p.key_length, chunks.begin(chunk + 1)),
                has_partials ? partials + task * step : nullptr, slopes.of(head, chunk));
-    });
+    };
+    parallel_tasks(count * chunks.count, size.bytes, chunk_task, most_threads(p));
     if (!has_partials) continue;
     const int64_t of_head = n * columns;
     parallel_tasks(count * p.group, of_head * static_cast<int64_t>(sizeof(T)),

@@ -192,7 +192,7 @@ void run_few_forward(const ForwardProblem& p) {
       for (int64_t i = 0; i < block_heads * n; ++i)
         finish_row(p, head + i / n, i % n, partials + i * partial, 0, 1, merged);
     };
-    parallel_tasks(count * chunks.count * row_blocks, size.bytes, chunk_task);
+    parallel_tasks(count * chunks.count * row_blocks, size.bytes, chunk_task, most_threads(p));
     if (is_whole) continue;
     parallel_tasks(count * p.group * n, partial * static_cast<int64_t>(sizeof(T)),
                    [&](int64_t row, void* scratch) {

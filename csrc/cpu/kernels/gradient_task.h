@@ -233,11 +233,12 @@ void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
 
   for (int64_t first = 0; first < heads; first += plan.wave) {
     const int64_t wave = smaller(plan.wave, heads - first);
-    parallel_tasks(wave * cells, size.bytes, [&](int64_t task, int64_t next, void* scratch) {
+    const auto cell_task = [&](int64_t task, int64_t next, void* scratch) {
       GradientTask<E, P>(p, plan, partials, rows, scratch)
           .run(plan.cell(p, first, task), plan.cell(p, first, next),
                slopes.of(first + task / cells, task % cells));
-    });
+    };
+    parallel_tasks(wave * cells, size.bytes, cell_task, most_threads(p));
     if (plan.dq_partial) reduce_query_gradients(p, plan, partials, first, wave);
     if (plan.dk_partial || plan.dv_partial) reduce_key_gradients(p, plan, partials, first, wave);
     if (plan.bias_partial) reduce_bias_gradient(p, plan, partials, first, wave);

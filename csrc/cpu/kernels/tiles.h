@@ -45,6 +45,10 @@ TORCH_EXT_INLINE Sizes sizes_of(const Problem& p) {
   return sizes;
 }
 
+TORCH_EXT_INLINE int64_t most_threads(const Problem& p) {
+  return cpu::most_threads(p.query_heads(), sizes_of<float>(p), choices());
+}
+
 // Whether a task of the gradients keeps the tiles of whole rows: that of the second order may.
 template <class T>
 TORCH_EXT_INLINE bool can_keep_rows(const SecondOrderProblem& p) {
@@ -70,11 +74,12 @@ template <class Run>
 TORCH_EXT_INLINE void for_each_query_block(const Problem& p, const Cut& cut, int64_t tiles,
                                            int64_t scratch_bytes, const Run& run) {
   const int64_t size = tiles * cut.tile_queries, blocks = divide_up(p.query_length, size);
-  parallel_tasks(p.query_heads() * blocks, scratch_bytes, [&](int64_t task, void* scratch) {
+  const auto block_task = [&](int64_t task, void* scratch) {
     const int64_t query = (blocks - 1 - task % blocks) * size;
     const int64_t queries = smaller(size, p.query_length - query);
     run(TileRange{task / blocks, query, queries, cut.tile_width, 0, 0}, scratch);
-  });
+  };
+  parallel_tasks(p.query_heads() * blocks, scratch_bytes, block_task, most_threads(p));
 }
 
 }  // namespace
