@@ -70,7 +70,10 @@ _DECODE = (
     Case("N 4, M 2048, D 64", queries=4, keys=2048),
     Case("one head, M 16384, D 64", heads=1, queries=1, keys=16384),
 )
-_TINY = tuple(Case(f"{h} heads, N 16, D 32", heads=h, queries=16, head_size=32) for h in (2, 4, 8))
+_TINY = tuple(
+    Case(f"{h} heads, N 16, D {d}", heads=h, queries=16, head_size=d)
+    for h, d in ((2, 8), (2, 32), (4, 32), (8, 32))
+)
 _GROUPS = tuple(
     Case(f"N {n}, 32 heads on 2", heads=32, key_heads=2, queries=n, keys=2048) for n in (1, 4)
 )
@@ -83,6 +86,7 @@ _GRADIENTS = (
 _FEW_KEYS = (
     Case("N 4096, M 64", heads=2, queries=4096, keys=64),
     Case("one head, N 4096, M 256", heads=1, queries=4096, keys=256),
+    Case("32 heads on 1, N 128, M 256", heads=32, key_heads=1, queries=128, keys=256),
 )
 _VERY_FEW_KEYS = tuple(
     Case(f"N 512, M {m}, D {d}", queries=512, keys=m, head_size=d)

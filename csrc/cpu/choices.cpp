@@ -118,10 +118,10 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
   result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, s.keeps_rows ? 1 : c.most_chunks);
   // Few keys and many queries, or whole rows: cut the queries instead, and the heads.
-  const int64_t most_row_chunks = result.key_chunks.count > 1 ? 1 : c.most_chunks;
-  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_row_chunks);
+  const int64_t most_cuts = result.key_chunks.count > 1 ? 1 : c.most_chunks;
+  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_cuts);
   result.head_chunks = cut(s.group, divide_up(c.chunk_queries, std::max<int64_t>(1, s.queries)), 1,
-                           most_row_chunks / result.query_chunks.count);
+                           most_cuts / result.query_chunks.count);
   if (!result.few_queries) return result;
   const int64_t columns = std::max<int64_t>(1, s.head_size + s.value_head_size);
   result.row_keys = c.row_keys;
@@ -139,7 +139,8 @@ Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }
 
 int64_t most_threads(int64_t heads, const Sizes& s, const Choices& numbers) {
   // Lengths may be so large that their product has no int64_t.
-  const double pairs = static_cast<double>(heads) * s.queries * s.keys;
+  const double pairs =
+      static_cast<double>(heads) * std::max<int64_t>(1, s.queries) * std::max<int64_t>(1, s.keys);
   const bool is_small = pairs * std::max(s.head_size, s.value_head_size) <= numbers.one_thread;
   return is_small ? 1 : std::numeric_limits<int64_t>::max();
 }

@@ -25,10 +25,10 @@ struct Choices {
   // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
   // to write and to add up, a chunk more is work for another thread.
   int64_t chunk_keys = 384;
-  // Queries of a task where there are too few keys to cut, of one head or of several that read the
-  // same keys, likewise.
+  // Rows of a task, about, where there are too few keys to cut: queries of one head, or of several
+  // that read the same keys. A chunk less is a partial gradient of the keys less.
   int64_t chunk_queries = 384;
-  // Chunks of a head at most: as many partial gradients are held.
+  // Chunks of a key head at most: as many partial gradients are held.
   int64_t most_chunks = 8;
   // Keys up to which a task of the second order keeps the tiles of whole rows from its first sweep
   // for its second one, 1 KiB of float for each key: they stay in the level-3 cache.
@@ -39,9 +39,10 @@ struct Choices {
   // is summed where it is stored, and heads that share it take turns.
   int64_t private_slice = 65536;
 
-  // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h): with 16
-  // lanes to a vector. With 8, or with 16 sums of pairs of bfloat16, three quarters of it: a vector
-  // of queries is full sooner, but a tile one short vector wide waits for loads.
+  // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h), where a
+  // vector has 16 lanes. With 8 lanes, and with pairs of bfloat16, up to three quarters of it, with
+  // 4 up to five eighths: fewer queries fill a vector then, but a tile one short vector wide is
+  // slow, so that it is not half or a quarter.
   int64_t few_queries = 8;
   // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
   // the lanes of so few products.
@@ -56,8 +57,8 @@ struct Choices {
   int64_t row_chunk_numbers = 65536;
   // Chunks of a head at most; of very many keys each has more.
   int64_t most_row_chunks = 64;
-  // Multiply-adds of a product of a problem up to which one thread does all of it: to wake others
-  // takes longer.
+  // Multiply-adds of one matrix product, all heads together, up to which one thread does the whole
+  // problem: to wake others takes longer.
   int64_t one_thread = 16384;
   // MiB of the gradients of key and value from which on few queries write them past the caches:
   // lines that would leave them again need not be read before they are written.
@@ -75,7 +76,8 @@ Choices parse_choices(const char* list);
 // Of a problem: N, M, D, E, query heads for each key head, numbers in a vector of sums.
 struct Sizes {
   int64_t queries, keys, head_size, value_head_size, group, lanes;
-  int64_t terms = 1;        // products that a multiply-add of tiles adds to a sum
+  // Products that one multiply-add of tiles adds to a sum: 2 for pairs of bfloat16.
+  int64_t terms = 1;
   bool keeps_rows = false;  // whether a task of the gradients keeps the tiles of whole rows
 };
 
@@ -89,7 +91,7 @@ struct Chunks {
   int64_t begin(int64_t i) const;
 };
 
-// How a problem is cut. Depends on its sizes alone, not on threads or the number of heads.
+// How a problem is cut. Depends on its sizes alone, not on threads or the number of key heads.
 struct Cut {
   bool few_queries;      // the path of few_queries.h
   bool few_keys;         // one tile of keys, whose scores are products of rows

@@ -46,6 +46,41 @@ TEST(FewQueriesTest, EveryNumberOfRows) {
       }
 }
 
+// More rows than a chain of multiply-adds is long.
+TEST(FewQueriesTest, ManyHeadsReadTheSameKeys) {
+  for (const DType dtype : kDTypes)
+    for (const int64_t n : {2, 4, 6}) {
+      Options o;
+      o.dtype = dtype;
+      o.slopes = "H";
+      expect_scaled_agreement_of({1, 33, 1, n, 37, 24, 17}, o);
+    }
+}
+
+// Where the gradients of keys are the sum over rows of what is not finite times a weight of 0.
+TEST(FewQueriesTest, InfinityAndNanInRowsThatSeeNothingReachNothing) {
+  for (const DType dtype : kDTypes)
+    for (const double poison : {kInf, kNan}) {
+      Options options = scaled_for(20, {});
+      options.dtype = dtype;
+      options.mask = "NM";
+      Case c({1, 2, 1, 3, 150, 20, 20}, options);
+      for (int64_t j = 0; j < 150; ++j) c.mask.set(0, 0, 1, j, 0);
+      for (int64_t h = 0; h < 2; ++h) {
+        c.query.set(0, h, 1, 3, poison);
+        c.grad_output.set(0, h, 1, 4, poison);
+      }
+      for (const cpu::Implementation& level : fast_implementations()) {
+        c.run(level.forward);
+        const auto gradients = c.run(level.backward);
+        for (size_t i = 0; i < 3; ++i)
+          gradients[i].for_each([&](auto... at) {
+            EXPECT_TRUE(std::isfinite(gradients[i].get(at...))) << level.name << " " << i;
+          });
+      }
+    }
+}
+
 TEST(FewQueriesTest, EveryHeadSize) {
   for (const DType dtype : kDTypes)
     for (int64_t size = 1; size <= 34; ++size) {

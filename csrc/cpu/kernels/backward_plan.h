@@ -28,7 +28,7 @@ enum class BiasGradient {
 
 // Keys [key, key_end) and queries [query, query_end) of some query heads that read one key head.
 struct Cell {
-  int64_t head = -1, heads = 0;  // the first of these query heads; -1: no cell
+  int64_t head = -1, heads = 0;  // the first of these query heads, and how many; -1: no cell
   int64_t in_wave = 0;
   int64_t key_chunk = 0, key = 0, key_end = 0;
   int64_t row_chunk = 0, query_chunk = 0, query = 0, query_end = 0;
@@ -67,6 +67,7 @@ struct BackwardPlan {
   int64_t bias_partial = 0;  // (bias heads, bias chunks, slice)
   int64_t wave = 1;          // key heads at a time
 
+  // Chunks of query heads x chunks of queries. (cut.row_chunks is of few queries: their keys.)
   TORCH_EXT_INLINE int64_t row_chunks() const { return heads.count * queries.count; }
   TORCH_EXT_INLINE int64_t cells() const { return keys.count * row_chunks(); }
   // Number `task` of the cells of a wave that begins with key head `first`; none if negative.
@@ -97,7 +98,7 @@ struct BackwardPlan {
         cut(cut_of<T>(p, keeps_rows)),
         keys(cut.key_chunks),
         queries(cut.query_chunks),
-        // Those that share a part of the bias take turns.
+        // One where a bias has a gradient: heads may share a part of it, and then take turns.
         heads(p.grad_bias ? Chunks{p.group, 1, 1, 1} : cut.head_chunks) {
     const int64_t n = p.query_length, m = p.key_length;
     head_columns = round_up(p.head_size, Vec<T>::kSize);
@@ -174,7 +175,7 @@ void reduce_query_gradients(const BackwardProblem& p, const BackwardPlan<T>& pla
                             BackwardPartials<T> partials, int64_t first, int64_t heads) {
   const int64_t block = plan.cut.tile_queries, tiles = divide_up(p.query_length, block);
   const int64_t bytes = block * plan.head_columns * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(heads * p.group * tiles, bytes, [&](int64_t task, void* scratch) {
+  const auto tile_task = [&](int64_t task, void* scratch) {
     const int64_t row = task % tiles * block, in_wave = task / tiles / p.group;
     const int64_t in_group = task / tiles % p.group;
     const int64_t offset = head_offset(p, p.grad_query, (first + in_wave) * p.group + in_group);
@@ -182,7 +183,8 @@ void reduce_query_gradients(const BackwardProblem& p, const BackwardPlan<T>& pla
                    plan.keys.count, smaller(block, p.query_length - row), plan.head_columns,
                    p.head_size, static_cast<T>(p.scale), p.grad_query, offset, row,
                    static_cast<T*>(scratch));
-  });
+  };
+  parallel_tasks(heads * p.group * tiles, bytes, tile_task, most_threads(p));
 }
 
 template <class T>
@@ -191,7 +193,7 @@ void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
   const int64_t columns = larger(plan.head_columns, plan.value_columns);
   const int64_t block = plan.cut.tile_keys, tiles = divide_up(p.key_length, block);
   const int64_t bytes = block * columns * static_cast<int64_t>(sizeof(T));
-  parallel_tasks(heads * tiles, bytes, [&](int64_t task, void* scratch) {
+  const auto tile_task = [&](int64_t task, void* scratch) {
     const int64_t row = task % tiles * block, in_wave = task / tiles;
     const int64_t head = (first + in_wave) * p.group, rows = smaller(block, p.key_length - row);
     T* sum = static_cast<T*>(scratch);
@@ -204,7 +206,8 @@ void reduce_key_gradients(const BackwardProblem& p, const BackwardPlan<T>& plan,
       reduce_rows<T>(partials.dv(plan, p, in_wave, 0), p.key_length * plan.value_columns,
                      plan.row_chunks(), rows, plan.value_columns, p.value_head_size, T(1),
                      p.grad_value, head_offset(p, p.grad_value, head, p.group), row, sum);
-  });
+  };
+  parallel_tasks(heads * tiles, bytes, tile_task, most_threads(p));
 }
 
 }  // namespace

@@ -14,7 +14,8 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Keys whose gradients are computed and written at a time, in the level-1 cache.
+// Keys whose gradients are computed and written at a time where key_gradients.h does not write
+// them.
 constexpr int64_t kWriteKeys = 16;
 
 template <class T>
@@ -194,8 +195,9 @@ class FewBackwardTask {
   void write_gradients(const RowTile& t, Visibility seen, const T* w, const T* b, int64_t columns,
                        T factor, const Operand& out, int64_t cols) const {
     const int64_t offset = head_offset(problem_, out, head_, problem_.group);
-    if (w && (seen == Visibility::kAll || is_finite_) &&
-        write_key_gradients<T>(x_.rows, {w, t.width}, {b, columns}, factor,
+    const int64_t rows = w ? x_.rows : 0;
+    if ((!w || seen == Visibility::kAll || is_finite_) &&
+        write_key_gradients<T>(rows, {w ? w : x_.p, t.width}, {b, columns}, factor,
                                {out, offset, t.key, t.keys, cols, streams_}))
       return;
     for (int64_t j = 0; j < t.keys; j += kWriteKeys) {
@@ -256,16 +258,15 @@ void run_few_backward(const BackwardProblem& p) {
     parallel_tasks(count * chunks.count, size.bytes, chunk_task, most_threads(p));
     if (!has_partials) continue;
     const int64_t of_head = n * columns;
-    parallel_tasks(count * p.group, of_head * static_cast<int64_t>(sizeof(T)),
-                   [&](int64_t task, void* scratch) {
-                     const int64_t in_wave = task / p.group, in_group = task % p.group;
-                     const int64_t head = (first + in_wave) * p.group + in_group;
-                     reduce_rows<T>(partials + in_wave * chunks.count * step + in_group * of_head,
-                                    step, chunks.count, n, columns, p.head_size,
-                                    static_cast<T>(p.scale), p.grad_query,
-                                    head_offset(p, p.grad_query, head), 0,
-                                    static_cast<T*>(scratch));
-                   });
+    const auto head_task = [&](int64_t task, void* scratch) {
+      const int64_t in_wave = task / p.group, in_group = task % p.group;
+      const int64_t head = (first + in_wave) * p.group + in_group;
+      reduce_rows<T>(partials + in_wave * chunks.count * step + in_group * of_head, step,
+                     chunks.count, n, columns, p.head_size, static_cast<T>(p.scale), p.grad_query,
+                     head_offset(p, p.grad_query, head), 0, static_cast<T*>(scratch));
+    };
+    parallel_tasks(count * p.group, of_head * static_cast<int64_t>(sizeof(T)), head_task,
+                   most_threads(p));
   }
   slopes.template write<T>(p);
   if (p.grad_sink) sink_gradient<T>(p, RowStatistics<T>{});

@@ -194,14 +194,14 @@ void run_few_forward(const ForwardProblem& p) {
     };
     parallel_tasks(count * chunks.count * row_blocks, size.bytes, chunk_task, most_threads(p));
     if (is_whole) continue;
-    parallel_tasks(count * p.group * n, partial * static_cast<int64_t>(sizeof(T)),
-                   [&](int64_t row, void* scratch) {
-                     const int64_t in_wave = row / (p.group * n), in_head = row % (p.group * n);
-                     finish_row(
-                         p, (first + in_wave) * p.group + in_head / n, in_head % n,
-                         static_cast<T*>(buffer.data()) + in_wave * of_head + in_head * partial,
-                         step, chunks.count, static_cast<T*>(scratch));
-                   });
+    const auto row_task = [&](int64_t row, void* scratch) {
+      const int64_t in_wave = row / (p.group * n), in_head = row % (p.group * n);
+      finish_row(p, (first + in_wave) * p.group + in_head / n, in_head % n,
+                 static_cast<T*>(buffer.data()) + in_wave * of_head + in_head * partial, step,
+                 chunks.count, static_cast<T*>(scratch));
+    };
+    parallel_tasks(count * p.group * n, partial * static_cast<int64_t>(sizeof(T)), row_task,
+                   most_threads(p));
   }
 }
 

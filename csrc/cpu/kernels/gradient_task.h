@@ -33,8 +33,8 @@ class GradientTask {
         ahead_(problem, plan),
         tile_(problem, plan, rows, x_, ahead_.list()) {}
 
-  // `next`: the cell after this one. `slopes`: where the cell's slope gradients of the query heads
-  // of its key head go, one for each.
+  // `next`: the cell after this one. `slopes`: where the cell's slope gradients go, one for each
+  // query head of its key head, 0 for those that are not the cell's.
   void run(const Cell& cell, const Cell& next, double* slopes) {
     cell_ = cell;
     const int64_t chunk = cell.key_end - cell.key;

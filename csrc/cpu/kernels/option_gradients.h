@@ -93,7 +93,7 @@ void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
                           BackwardPartials<T> partials, int64_t first, int64_t heads) {
   constexpr int64_t kBlockElements = 1024;
   const int64_t blocks = divide_up(plan.bias_slice, kBlockElements);
-  parallel_tasks(blocks, 0, [&](int64_t block, void*) {
+  const auto block_task = [&](int64_t block, void*) {
     const int64_t begin = block * kBlockElements,
                   count = smaller(kBlockElements, plan.bias_slice - begin);
     for (int64_t i = 0; i < heads * plan.bias_heads; ++i) {
@@ -106,7 +106,8 @@ void reduce_bias_gradient(const BackwardProblem& p, const BackwardPlan<T>& plan,
         for (int64_t e = 0; e < count; ++e) out[e] += in[e];
       }
     }
-  });
+  };
+  parallel_tasks(blocks, 0, block_task, most_threads(p));
 }
 
 // ---- slopes and sinks ----

@@ -30,8 +30,8 @@ TORCH_EXT_INLINE void for_covering_blocks(int64_t count, const Use& use) {
   if (i < count) use(count - kLanes);
 }
 
-// Calls use(load), where load(row + c * in.col) is a block of a row from column c on, if a block is
-// no wider than a row and its elements lie so that it can be loaded; returns whether.
+// Where elements of a row lie side by side or every second place, and a row is at least a block
+// long: calls use(load), and load(p) is the block of a row that begins at p. Returns whether.
 template <class T, class S, class Use>
 TORCH_EXT_INLINE bool with_block_loads(Strided<const S> in, int64_t cols, const Use& use) {
   if (cols < kBlock<T>) return false;
@@ -86,8 +86,8 @@ void transpose_tile(Strided<const S> in, int64_t rows, int64_t cols, T* out, int
     return copy_tile<T, S>({in.data, in.col, in.row}, cols, rows, out, out_stride);
   const bool is_done =
       rows >= kLanes && with_block_loads<T, S>(in, cols, [&](const auto& load) {
-        for (int64_t r = 0; r < rows;
-             r += 2 * kLanes)  // two blocks: whole cache lines of the result
+        // Two blocks at a time: whole cache lines of the result.
+        for (int64_t r = 0; r < rows; r += 2 * kLanes)
           for_covering_blocks<kLanes>(cols, [&](int64_t c) __attribute__((always_inline)) {
             for (int64_t block = r; block < smaller(rows, r + 2 * kLanes); block += kLanes) {
               const int64_t first = smaller(block, rows - kLanes);  // the last may overlap

@@ -60,7 +60,7 @@ TORCH_EXT_INLINE bool all_finite(const Pair* row, int64_t count) {
 
 // ---- bfloat16 in memory ----
 
-// 16 elements that lie every second place, each in the low half of a word that is 0 above.
+// 16 elements that lie every second place, each in the low half of 32 bits, 0 above.
 TORCH_EXT_INLINE __m512i load_words_of_every_second(const BFloat16* p) {
   constexpr __mmask32 kUpToTheLast = 0x7fffffff;
   return _mm512_and_si512(_mm512_maskz_loadu_epi16(kUpToTheLast, p), _mm512_set1_epi32(0xffff));
@@ -80,7 +80,7 @@ inline void pair_rows(Strided<const BFloat16> in, int64_t rows, int64_t cols, Pa
       for (int64_t c = cols; c < stride; ++c) out[r / 2 * stride + c].bits = 0;
   };
   int64_t r = 0;
-  // The terms of a pair lie side by side already, or nearly.
+  // The terms of a pair lie side by side already, or with one element between them.
   if ((in.row == 1 || in.row == 2) && in.col != 1) {
     const auto load = [&](const BFloat16* p) __attribute__((always_inline)) {
       return in.row == 1 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))

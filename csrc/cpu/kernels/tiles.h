@@ -45,6 +45,7 @@ TORCH_EXT_INLINE Sizes sizes_of(const Problem& p) {
   return sizes;
 }
 
+// See choices.h; sums of any type have the same limit.
 TORCH_EXT_INLINE int64_t most_threads(const Problem& p) {
   return cpu::most_threads(p.query_heads(), sizes_of<float>(p), choices());
 }

@@ -133,7 +133,7 @@ void product_of_visible(int64_t rows, int64_t columns, int64_t terms, Broadcast<
   }
 }
 
-template <class E, bool kAccumulate = true>
+template <class E, bool kAccumulate>
 void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                          Broadcast<SumOf<E>> additive, Rows<const E> b, Rows<SumOf<E>> c, E* spare,
                          Ahead* ahead) {
@@ -143,7 +143,7 @@ void tile_product_hidden(int64_t rows, int64_t columns, int64_t terms, Broadcast
 }
 
 // C = or += A B; the tile's visibility says whether hidden entries need care.
-template <class E, bool kAccumulate = true>
+template <class E, bool kAccumulate>
 TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms, Broadcast<E> a,
                                    Visibility seen, Broadcast<SumOf<E>> additive, Rows<const E> b,
                                    Rows<SumOf<E>> c, E* spare, Ahead* ahead = nullptr) {

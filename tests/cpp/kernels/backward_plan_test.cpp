@@ -41,13 +41,16 @@ void ask_for_bias(BackwardProblem& p, int64_t head, int64_t row, int64_t col) {
 
 TEST(BackwardPlanTest, OrderOfSumsDoesNotDependOnTheNumberOfHeads) {
   for (const int64_t n : kLengths)
-    for (const int64_t m : kLengths) {
-      const BackwardPlan<float> one(problem(n, m)), many(problem(n, m, 48));
-      EXPECT_EQ(one.keys.size, many.keys.size);
-      EXPECT_EQ(one.keys.count, many.keys.count);
-      EXPECT_EQ(one.queries.size, many.queries.size);
-      EXPECT_EQ(one.queries.count, many.queries.count);
-    }
+    for (const int64_t m : kLengths)
+      for (const int64_t group : {1, 16}) {
+        const BackwardPlan<float> one(problem(n, m, group, group)), many(problem(n, m, 48, group));
+        EXPECT_EQ(one.keys.size, many.keys.size);
+        EXPECT_EQ(one.keys.count, many.keys.count);
+        EXPECT_EQ(one.queries.size, many.queries.size);
+        EXPECT_EQ(one.queries.count, many.queries.count);
+        EXPECT_EQ(one.heads.size, many.heads.size);
+        EXPECT_EQ(one.heads.count, many.heads.count);
+      }
 }
 
 TEST(BackwardPlanTest, PartialSumsAreLinearInTheLengthsAndWavesAreBounded) {

@@ -67,9 +67,9 @@ class HiddenProductTest : public testing::Test {
     const std::vector<E> a = pack(tile.a, kRows, kDepth, a_row, a_depth, kDepth, 1);
     const std::vector<E> b = pack(tile.b, kColumns, kDepth, 1, kColumns, 1, kColumns);
     test::FencedMemory spare(count * kColumns * sizeof(E));
-    weighted_sum<E>(kRows, kColumns, kDepth, {a.data(), a_row, a_depth}, seen,
-                    {additive.data(), row, depth}, {b.data(), kColumns}, {tile.c.data(), kColumns},
-                    spare.last<E>(count * kColumns));
+    weighted_sum<E, true>(kRows, kColumns, kDepth, {a.data(), a_row, a_depth}, seen,
+                          {additive.data(), row, depth}, {b.data(), kColumns},
+                          {tile.c.data(), kColumns}, spare.last<E>(count * kColumns));
     for (int64_t e = 0; e < kRows * kColumns; ++e) {
       const double got = tile.c[e], tolerance = 100 * std::numeric_limits<T>::epsilon();
       ASSERT_TRUE(test::same(got, want[e]) || std::fabs(got - want[e]) <= tolerance)
