@@ -30,7 +30,8 @@ ROUNDS = 4  # turns of each worker, at least
 
 def defaults() -> dict[str, int]:
     """The numbers as choices.h has them, by name."""
-    found = re.findall(r"^  int64_t (\w+) = (\d+);$", HEADER.read_text(encoding="utf-8"), re.M)
+    _, _, after = HEADER.read_text(encoding="utf-8").partition("struct Choices {")
+    found = re.findall(r"^  int64_t (\w+) = (\d+);$", after.partition("\n};")[0], re.M)
     return {name: int(number) for name, number in found}
 
 
