@@ -36,25 +36,15 @@ Options everything(DType dtype) {
   return o;
 }
 
+// With 33 heads more than a chain of multiply-adds is long.
 TEST(FewQueriesTest, EveryNumberOfRows) {
   for (const DType dtype : kDTypes)
     for (int64_t n = 1; n <= 9; ++n)
-      for (const int64_t group : {1, 3, 7}) {
+      for (const int64_t group : {1, 3, 7, 33}) {
         Options o;
         o.dtype = dtype;
         expect_scaled_agreement_of({1, 2 * group, 2, n, 37, 24, 17}, o);
       }
-}
-
-// More rows than a chain of multiply-adds is long.
-TEST(FewQueriesTest, ManyHeadsReadTheSameKeys) {
-  for (const DType dtype : kDTypes)
-    for (const int64_t n : {2, 4, 6}) {
-      Options o;
-      o.dtype = dtype;
-      o.slopes = "H";
-      expect_scaled_agreement_of({1, 33, 1, n, 37, 24, 17}, o);
-    }
 }
 
 // Where the gradients of keys are the sum over rows of what is not finite times a weight of 0.
