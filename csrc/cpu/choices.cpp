@@ -66,6 +66,13 @@ Chunks cut(int64_t length, int64_t wanted, int64_t tile, int64_t most) {
   return {size, count, tiles - (size / tile - 1) * count, tile};
 }
 
+// For 65 queries 48 and 17 rather than 64 and 1, which would be little for a task or a vector.
+int64_t even_tile(int64_t length, int64_t most) {
+  constexpr int64_t kLanes = 16;  // of the widest vector
+  length = std::max<int64_t>(1, length);
+  return round_up(divide_up(length, divide_up(length, most)), kLanes);
+}
+
 bool fills_lanes(const Sizes& s) { return s.head_size >= s.lanes / 4; }
 
 }  // namespace
@@ -111,15 +118,15 @@ Cut choose(const Sizes& s, const Choices& c) {
   result.few_queries = has_few_queries(s, c);
   result.few_keys =
       !result.few_queries && fills_lanes(s) && s.keys <= std::min(c.few_keys, c.tile_keys);
-  result.tile_queries = c.tile_queries;
-  result.tile_width = round_up(std::min(s.queries, c.tile_queries), s.lanes);
+  result.tile_queries = even_tile(s.queries, c.tile_queries);
+  result.tile_width = round_up(std::min(s.queries, result.tile_queries), s.lanes);
   result.tile_keys = c.tile_keys;
   // Eight tasks of a head or more, for its balance; what is short stays in the caches anyway.
   result.task_tiles = std::clamp<int64_t>(s.queries / c.tile_queries / 8, 1, c.task_tiles);
   result.key_chunks = cut(s.keys, c.chunk_keys, c.tile_keys, s.keeps_rows ? 1 : c.most_chunks);
   // Few keys and many queries, or whole rows: cut the queries instead, and the heads.
   const int64_t most_cuts = result.key_chunks.count > 1 ? 1 : c.most_chunks;
-  result.query_chunks = cut(s.queries, c.chunk_queries, c.tile_queries, most_cuts);
+  result.query_chunks = cut(s.queries, c.chunk_queries, result.tile_queries, most_cuts);
   result.head_chunks = cut(s.group, divide_up(c.chunk_queries, std::max<int64_t>(1, s.queries)), 1,
                            most_cuts / result.query_chunks.count);
   if (!result.few_queries) return result;

@@ -13,7 +13,8 @@
 namespace torch_ext::cpu {
 
 struct Choices {
-  // Queries of a tile: a panel of registers wide for float with AVX-512, a few panels elsewhere.
+  // Queries of a tile, less where a head's tiles are more even then: a panel of registers wide for
+  // float with AVX-512, a few panels elsewhere.
   int64_t tile_queries = 64;
   // Keys of a tile: whole blocks of registers, of 6, 8 or 12 rows each, and the scores of a tile in
   // float, 64 x 96, stay in the level-1 cache.
@@ -25,9 +26,9 @@ struct Choices {
   // Keys of a task of the gradients, about: a chunk less is a partial gradient of the queries less
   // to write and to add up, a chunk more is work for another thread.
   int64_t chunk_keys = 384;
-  // Rows of a task, about, where there are too few keys to cut: queries of one head, or of several
-  // that read the same keys. A chunk less is a partial gradient of the keys less.
-  int64_t chunk_queries = 384;
+  // Rows of a chunk, about, where there are too few keys to cut: queries of one head, or of several
+  // that read the same keys. Short, since a task takes several where there are heads enough.
+  int64_t chunk_queries = 64;
   // Chunks of a key head at most: as many partial gradients are held.
   int64_t most_chunks = 8;
   // Keys up to which a task of the second order keeps the tiles of whole rows from its first sweep
@@ -95,7 +96,7 @@ struct Chunks {
 struct Cut {
   bool few_queries;      // the path of few_queries.h
   bool few_keys;         // one tile of keys, whose scores are products of rows
-  int64_t tile_queries;  // of a tile, less where there are fewer
+  int64_t tile_queries;  // of a tile, less at the end of a head
   int64_t tile_width;    // queries of the widest tile in whole vectors
   int64_t tile_keys;     // of a tile, less where there are fewer
   int64_t task_tiles;    // tiles of queries in a task of the forward

@@ -74,11 +74,14 @@ Buffer::~Buffer() {
 void* Buffer::data() const { return data_; }
 int64_t Buffer::bytes() const { return bytes_; }
 
+int64_t threads_for_tasks(int64_t most) {
+  return at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), most);
+}
+
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, int64_t next, void* scratch),
                     void* context, int64_t most_threads) {
-  const int64_t threads =
-      at::in_parallel_region() ? 1 : std::min<int64_t>(at::get_num_threads(), most_threads);
+  const int64_t threads = threads_for_tasks(most_threads);
   std::atomic<int64_t> unclaimed{0};
   // A share of the tasks that are left, so that all threads end at about the same time.
   const auto claim = [&](int64_t& begin) {

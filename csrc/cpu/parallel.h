@@ -31,6 +31,10 @@ class Buffer {
   int64_t bytes_;
 };
 
+// How many threads take part in the tasks of a call, of `most` at most: 1 inside a task that runs
+// beside others.
+int64_t threads_for_tasks(int64_t most);
+
 // Calls run(context, task, next, scratch) once for each task in [0, tasks). Free threads take a few
 // neighbouring tasks, one at a time towards the end, so the order of the tasks, not their number
 // per thread, decides the balance: put long ones first. `next` is the task that the same thread

@@ -72,6 +72,17 @@ TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {
   }
 }
 
+TEST(ChoicesTest, TilesOfAHeadAreAboutEven) {
+  const struct {
+    int64_t n, queries;
+  } table[] = {{0, 16},   {16, 16},  {17, 32},  {64, 64},   {65, 48},     {96, 48},
+               {97, 64},  {128, 64}, {129, 48}, {144, 48},  {145, 64},    {192, 64},
+               {193, 64}, {200, 64}, {257, 64}, {1000, 64}, {1 << 30, 64}};
+  for (const auto& [n, queries] : table)
+    EXPECT_EQ(choose(sizes(n, 100)).tile_queries, queries) << n;
+  EXPECT_EQ(choose(sizes(130, 100), parse_choices("tile_queries=128")).tile_queries, 80);
+}
+
 TEST(ChoicesTest, LongHeadsAloneShareTilesInATask) {
   const struct {
     int64_t n, tiles;
@@ -83,13 +94,14 @@ TEST(ChoicesTest, GradientsAreCutAlongTheKeysOrElseTheQueries) {
   const struct {
     int64_t n, m, key_size, keys, query_size, queries;
   } table[] = {
-      {0, 0, 96, 1, 64, 1},          {1, 1, 96, 1, 64, 1},
-      {384, 384, 384, 1, 384, 1},     // one task takes all of it
-      {385, 384, 384, 1, 256, 2},     // few keys: the queries are cut
+      {0, 0, 96, 1, 16, 1},          {1, 1, 96, 1, 16, 1},
+      {64, 384, 384, 1, 64, 1},       // one task takes all of it
+      {65, 384, 384, 1, 48, 2},       // few keys: the queries are cut
+      {385, 384, 384, 1, 64, 7},      //
       {385, 385, 288, 2, 448, 1},     // else the keys
       {2048, 2048, 384, 6, 2048, 1},  //
-      {1, 3072, 384, 8, 64, 1},       // from here on chunks grow, not their number
-      {1, 100000, 12576, 8, 64, 1},   //
+      {1, 3072, 384, 8, 16, 1},       // from here on chunks grow, not their number
+      {1, 100000, 12576, 8, 16, 1},   //
       {100000, 10, 96, 1, 12544, 8},  //
   };
   for (const auto& row : table) {
@@ -105,9 +117,9 @@ TEST(ChoicesTest, HeadsThatReadTheSameFewKeysAreCutWhereQueriesLeaveRoom) {
   const struct {
     int64_t n, m, group, heads, size, queries;
   } table[] = {
-      {200, 384, 1, 1, 1, 1},    {200, 384, 2, 1, 2, 1},  // about chunk_queries rows
-      {200, 384, 3, 2, 2, 1},    {384, 384, 4, 4, 1, 1},  {384, 384, 40, 8, 5, 1},
-      {0, 384, 40, 1, 40, 1},    {20, 384, 40, 2, 20, 1}, {1000, 384, 40, 2, 20, 3},  // 6 of 8
+      {33, 384, 1, 1, 1, 1},     {33, 384, 2, 1, 2, 1},  // about chunk_queries rows
+      {33, 384, 3, 2, 2, 1},     {64, 384, 4, 4, 1, 1},  {64, 384, 40, 8, 5, 1},
+      {0, 384, 40, 1, 40, 1},    {4, 384, 40, 3, 14, 1}, {180, 384, 40, 2, 20, 3},  // 6 of 8
       {4096, 384, 40, 1, 40, 8},  // queries take all of them
       {200, 385, 40, 1, 40, 1},   // keys are cut
   };
@@ -167,7 +179,7 @@ TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {
     for (int64_t length = 0; length < 5000; ++length) {
       const Cut long_keys = choose(sizes(5, length), c), few_keys = choose(sizes(length, 5), c);
       expect_cover(long_keys.key_chunks, length, c.tile_keys, c.most_chunks);
-      expect_cover(few_keys.query_chunks, length, c.tile_queries, c.most_chunks);
+      expect_cover(few_keys.query_chunks, length, few_keys.tile_queries, c.most_chunks);
       expect_cover(long_keys.row_chunks, length, c.row_keys, c.most_row_chunks);
     }
   }

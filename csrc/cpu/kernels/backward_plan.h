@@ -1,13 +1,15 @@
 // How backward and second order are cut into tasks, where partial sums live, and how these add up.
 //
-// A key head is a grid of key chunks x row chunks: chunks of the query heads that read it, x chunks
-// of their queries. A task takes one cell and computes, tile by tile,
+// A key head is a grid of key chunks x row chunks: chunks of the queries x chunks of the query
+// heads that read it. Of one cell are computed, tile by tile,
 //   dk, dv of its keys (kept in scratch, complete when there is one row chunk)
 //   dq of its queries (complete when there is one key chunk)
 // What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order
-// of the chunks. Heads are taken in waves so that all partial buffers together stay within a fixed
-// size. Everything here depends on the sizes of the problem alone (choices.h), never on the number
-// of threads.
+// of the chunks. A task takes one cell; or, where key heads keep all threads busy, all row chunks
+// of its keys one after the other, and adds up their dk and dv itself, in the same order. Heads are
+// taken in waves so that all partial buffers together stay within a fixed size. Which sums are
+// added, and in which order, depends on the sizes of one head alone (choices.h), never on the
+// number of threads or heads.
 #pragma once
 
 #include "cpu/kernels/tiles.h"
@@ -19,7 +21,8 @@ namespace {
 // Where the gradient of the bias is summed.
 enum class BiasGradient {
   kNone,
-  // Each cell sums a slice of its own; slices are added in the order of heads and cells.
+  // Each key head, or each query head, sums a slice of its own, to which cells add disjoint parts
+  // or which they have one each of; slices are added in the order of heads and cells.
   kPrivate,
   // A large N x M slice: cells write disjoint parts of it; heads that share one take turns, and the
   // first of them writes what the others add to.
@@ -32,7 +35,13 @@ struct Cell {
   int64_t in_wave = 0;
   int64_t key_chunk = 0, key = 0, key_end = 0;
   int64_t row_chunk = 0, query_chunk = 0, query = 0, query_end = 0;
+  bool is_first = true, is_last = true;  // of those of its keys that its task takes
 };
+
+// Whether so many equal tasks leave at most a tenth of the threads' time unused.
+TORCH_EXT_INLINE bool are_balanced(int64_t tasks, int64_t threads) {
+  return 10 * tasks >= 9 * divide_up(tasks, threads) * threads;
+}
 
 // How many key heads in a row there are of which no two share a part of the bias.
 TORCH_EXT_INLINE int64_t heads_apart(const BackwardProblem& p) {
@@ -60,6 +69,10 @@ struct BackwardPlan {
   // for chunks along dimensions that the bias is broadcast over. Other chunks write disjoint parts.
   int64_t bias_heads = 1, bias_key_chunks = 1, bias_query_chunks = 1;
 
+  // All row chunks of its keys, one cell, or the heads that share a bias gradient, which take
+  // turns.
+  int64_t task_cells = 1;
+  bool joins_rows = false;  // whether a task adds up dk and dv of its cells
   // Elements of partial sums of one key head (with its `group` query heads).
   int64_t dq_partial = 0;    // (group, key chunks, N, head_columns)
   int64_t dk_partial = 0;    // (row chunks, M, head_columns)
@@ -67,15 +80,15 @@ struct BackwardPlan {
   int64_t bias_partial = 0;  // (bias heads, bias chunks, slice)
   int64_t wave = 1;          // key heads at a time
 
-  // Chunks of query heads x chunks of queries. (cut.row_chunks is of few queries: their keys.)
-  TORCH_EXT_INLINE int64_t row_chunks() const { return heads.count * queries.count; }
+  // Chunks of queries x chunks of query heads. (cut.row_chunks is of few queries: their keys.)
+  TORCH_EXT_INLINE int64_t row_chunks() const { return queries.count * heads.count; }
   TORCH_EXT_INLINE int64_t cells() const { return keys.count * row_chunks(); }
-  // Number `task` of the cells of a wave that begins with key head `first`; none if negative.
-  TORCH_EXT_INLINE Cell cell(const Problem& p, int64_t first, int64_t task) const {
-    if (task < 0) return {};
-    const int64_t in_wave = task / cells(), of_head = task % cells();
+  // Number `i` of the cells of a wave that begins with key head `first`; none if negative.
+  TORCH_EXT_INLINE Cell cell(const Problem& p, int64_t first, int64_t i) const {
+    if (i < 0) return {};
+    const int64_t in_wave = i / cells(), of_head = i % cells();
     const int64_t k = of_head / row_chunks(), row = of_head % row_chunks();
-    const int64_t h = row / queries.count, q = row % queries.count;
+    const int64_t q = row / heads.count, h = row % heads.count;
     return {(first + in_wave) * p.group + heads.begin(h),
             heads.begin(h + 1) - heads.begin(h),
             in_wave,
@@ -85,44 +98,57 @@ struct BackwardPlan {
             row,
             q,
             queries.begin(q),
-            smaller(p.query_length, queries.begin(q + 1))};
+            smaller(p.query_length, queries.begin(q + 1)),
+            i % task_cells == 0,
+            (i + 1) % task_cells == 0};
   }
   TORCH_EXT_INLINE int64_t bias_chunks() const { return bias_key_chunks * bias_query_chunks; }
   TORCH_EXT_INLINE int64_t partial() const {
     return dq_partial + dk_partial + dv_partial + bias_partial;
   }
 
+  // `threads`: how many take part.
   template <class P>
-  explicit TORCH_EXT_INLINE BackwardPlan(const P& p)
+  TORCH_EXT_INLINE BackwardPlan(const P& p, int64_t threads)
       : keeps_rows(can_keep_rows<T>(p)),
         cut(cut_of<T>(p, keeps_rows)),
         keys(cut.key_chunks),
         queries(cut.query_chunks),
-        // One where a bias has a gradient: heads may share a part of it, and then take turns.
-        heads(p.grad_bias ? Chunks{p.group, 1, 1, 1} : cut.head_chunks) {
+        heads(cut.head_chunks) {
     const int64_t n = p.query_length, m = p.key_length;
     head_columns = round_up(p.head_size, Vec<T>::kSize);
     value_columns = round_up(p.value_head_size, Vec<T>::kSize);
     if (p.grad_query && keys.count > 1) dq_partial = p.group * keys.count * n * head_columns;
-    if (p.grad_key && row_chunks() > 1) dk_partial = row_chunks() * m * head_columns;
-    if (p.grad_value && row_chunks() > 1) dv_partial = row_chunks() * m * value_columns;
-    int64_t most_heads = p.key_heads();
-    const bool has_rows = n > 0 || p.grad_bias.row_stride == 0;
-    const bool has_columns = m > 0 || p.grad_bias.col_stride == 0;
-    if (p.grad_bias && has_rows && has_columns) {
-      const bool full = p.grad_bias.row_stride != 0 && p.grad_bias.col_stride != 0;
-      bias_slice =
-          1 + larger(0, n - 1) * p.grad_bias.row_stride + larger(0, m - 1) * p.grad_bias.col_stride;
-      bias = full && bias_slice > choices().private_slice ? BiasGradient::kDirect
-                                                          : BiasGradient::kPrivate;
-      if (p.grad_bias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;
-      if (p.grad_bias.col_stride == 0) bias_key_chunks = keys.count;
-      if (p.grad_bias.row_stride == 0) bias_query_chunks = queries.count;
-      if (bias == BiasGradient::kPrivate) bias_partial = bias_heads * bias_chunks() * bias_slice;
-      if (bias == BiasGradient::kDirect) most_heads = heads_apart(p);
+    if (p.grad_bias) plan_bias(p);
+    const int64_t most_heads = bias == BiasGradient::kDirect ? heads_apart(p) : p.key_heads();
+    wave = heads_at_once(most_heads, bytes());
+    if (row_chunks() == 1) return;
+    joins_rows = are_balanced(wave * keys.count, threads);
+    if (joins_rows) {
+      task_cells = row_chunks();
+    } else {
+      if (bias != BiasGradient::kNone && bias_heads < p.group) task_cells = heads.count;
+      if (p.grad_key) dk_partial = row_chunks() * m * head_columns;
+      if (p.grad_value) dv_partial = row_chunks() * m * value_columns;
+      wave = heads_at_once(most_heads, bytes());
     }
-    const int64_t bytes = partial() * static_cast<int64_t>(sizeof(T));
-    wave = heads_at_once(most_heads, bytes);
+  }
+
+ private:
+  TORCH_EXT_INLINE int64_t bytes() const { return partial() * static_cast<int64_t>(sizeof(T)); }
+
+  TORCH_EXT_INLINE void plan_bias(const BackwardProblem& p) {
+    const int64_t n = p.query_length, m = p.key_length;
+    const Operand& dbias = p.grad_bias;
+    const bool has_rows = dbias.row_stride != 0, has_columns = dbias.col_stride != 0;
+    if ((has_rows && n == 0) || (has_columns && m == 0)) return;
+    bias_slice = 1 + larger(0, n - 1) * dbias.row_stride + larger(0, m - 1) * dbias.col_stride;
+    const bool is_large = has_rows && has_columns && bias_slice > choices().private_slice;
+    bias = is_large ? BiasGradient::kDirect : BiasGradient::kPrivate;
+    if (dbias.leading_strides[p.leading_dims - 1] != 0) bias_heads = p.group;
+    if (!has_columns) bias_key_chunks = keys.count;
+    if (!has_rows) bias_query_chunks = queries.count;
+    if (!is_large) bias_partial = bias_heads * bias_chunks() * bias_slice;
   }
 };
 

@@ -98,10 +98,11 @@ struct GradientScratch {
   T* z;         // (keys, width), with dropout
   E* weights;   // (keys, width): one of these tiles as a left factor, where it is not read from it
   T* spare;     // for any one tile, or for score_tile
-  E* spare_right;    // for any one right factor
-  T* dq;             // (width, head_columns), of one tile of queries
-  T *dk, *dv;        // (key chunk, head_columns), (key chunk, value_columns)
-  bool* is_started;  // of each tile of keys, whether its dk and dv hold anything
+  E* spare_right;            // for any one right factor
+  T* dq;                     // (width, head_columns), of one tile of queries
+  T *dk, *dv;                // (key chunk, head_columns), (key chunk, value_columns)
+  T *dk_before, *dv_before;  // of the row chunks before, where a task takes several
+  bool* is_started;          // of each tile of keys, whether its dk and dv hold anything
   // The second order alone.
   E *q_dot, *q_dot_transposed;  // as q
   E *k_dot, *v_dot;             // as k and v
@@ -139,6 +140,8 @@ struct GradientScratch {
     dq = scratch.take<T>(width * plan.head_columns);
     dk = scratch.take<T>(chunk * plan.head_columns);
     dv = scratch.take<T>(chunk * plan.value_columns);
+    dk_before = scratch.take<T>(plan.joins_rows ? chunk * plan.head_columns : 0);
+    dv_before = scratch.take<T>(plan.joins_rows ? chunk * plan.value_columns : 0);
     is_started = scratch.take<bool>(divide_up(chunk, keys));
     if constexpr (kSecondOrder) {
       q_dot = scratch.take<E>(width * plan.head_columns);

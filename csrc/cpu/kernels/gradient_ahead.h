@@ -51,19 +51,20 @@ class GradientAhead {
     if (!plan_.dq_partial) will_write(p_.grad_query, t.head, 1, t.query, t.queries, p_.head_size);
     if (next.queries > 0) will_read_first(cell, next);
   }
-  // While the last tile of `cell` is: its dk and dv, then the first tile of the next cell, if any.
+  // While the last tile of `cell` is: its dk and dv, if they are complete then, and the first tile
+  // of the next cell, if any.
   void follow_with_cell(const Cell& cell, const Cell& next) {
     const int64_t keys = cell.key_end - cell.key;
-    if (!plan_.dk_partial)
+    if (!plan_.dk_partial && cell.is_last)
       will_write(p_.grad_key, cell.head, p_.group, cell.key, keys, p_.head_size);
-    if (!plan_.dv_partial)
+    if (!plan_.dv_partial && cell.is_last)
       will_write(p_.grad_value, cell.head, p_.group, cell.key, keys, p_.value_head_size);
     if (next.head < 0) return;
     const int64_t queries = smaller(plan_.cut.tile_queries, next.query_end - next.query);
     const int64_t count = smaller(plan_.cut.tile_keys, next.key_end - next.key);
     const TileRange first{next.head, next.query, queries, 0, next.key, count};
     will_read_first(next, first);
-    for_each_key_operand(first, read_later());
+    if (next.is_first) for_each_key_operand(first, read_later());
   }
 
  private:

@@ -7,11 +7,12 @@
 //   dv += w^T do,  dk += ds0^T q + ds0'^T q',  dq += ds0 k + ds0' k',  dbias += ds,
 //   dslope -= sum(ds |distance|)
 // c is multiplied into dq and dk when they are written. Reads every operand in tiles; keeps dk and
-// dv of the cell and dq of the tile in scratch.
+// dv of the cell (key_sums.h) and dq of the tile in scratch.
 #pragma once
 
 #include "cpu/kernels/gradient_ahead.h"
 #include "cpu/kernels/gradient_tile.h"
+#include "cpu/kernels/key_sums.h"
 #include "cpu/kernels/option_gradients.h"
 #include "cpu/parallel.h"
 
@@ -30,17 +31,17 @@ class GradientTask {
         plan_(plan),
         partials_(partials),
         x_(problem, plan, memory),
+        sums_(problem, plan, partials, x_),
         ahead_(problem, plan),
         tile_(problem, plan, rows, x_, ahead_.list()) {}
 
-  // `next`: the cell after this one. `slopes`: where the cell's slope gradients go, one for each
-  // query head of its key head, 0 for those that are not the cell's.
+  // The cells of a task in their order. `next`: the cell after this one. `slopes`: where the cell's
+  // slope gradients go, one for each query head of its key head, 0 for those that are not the
+  // cell's.
   void run(const Cell& cell, const Cell& next, double* slopes) {
     cell_ = cell;
-    const int64_t chunk = cell.key_end - cell.key;
-    const int64_t key_tiles = divide_up(chunk, plan_.cut.tile_keys);
-    for (int64_t i = 0; i < key_tiles; ++i) x_.is_started[i] = false;
-    tile_.load_keys(cell.head, cell.key, chunk);
+    sums_.start(cell);
+    if (cell.is_first) tile_.load_keys(cell.head, cell.key, cell.key_end - cell.key);
     const int64_t queries = plan_.cut.tile_queries;
     const int64_t tiles = divide_up(cell.query_end - cell.query, queries);  // of each head
     const auto tile = [&](int64_t i) {
@@ -55,7 +56,7 @@ class GradientTask {
       for (int64_t i = h * tiles; i < (h + 1) * tiles; ++i) query_tile(tile(i), tile(i + 1), next);
       if (slopes) slopes[in_group_] = slope_sum_;
     }
-    write_key_gradients();
+    sums_.finish(cell);
   }
 
  private:
@@ -90,7 +91,7 @@ class GradientTask {
     tile_.sweep(t);
     const auto [key_begin, key_end] = keys_of(problem_, plan_, cell_, t);
     const int64_t keys = plan_.cut.tile_keys;
-    const bool is_first = t.head == cell_.head && t.query == cell_.query;
+    const bool is_first = cell_.is_first && t.head == cell_.head && t.query == cell_.query;
     x_.width = t.width;
     t.key = key_begin;
     if (writes_dbias_) {
@@ -140,8 +141,7 @@ class GradientTask {
       return;
     }
     const int64_t width = x_.width, row = t.key - cell_.key;
-    T* dk = x_.dk + row * plan_.head_columns;
-    T* dv = x_.dv + row * plan_.value_columns;
+    T *const dk = sums_.dk(row), *const dv = sums_.dv(row);
     const Hidden<T> hidden{seen, x_.additive};
     const auto down = [&](const T* weights, int64_t columns, Rows<const E> b, T* out, bool add) {
       const auto a = factor_over_queries<E>(weights, t.keys, t.queries, width, x_.weights);
@@ -153,12 +153,12 @@ class GradientTask {
       const auto sum = add ? sum_over_keys<E, true> : sum_over_keys<E, false>;
       sum(p, t, a, hidden, b, {x_.dq, columns}, x_.spare_right, &ahead_.list());
     };
-    bool& is_started = x_.is_started[row / plan_.cut.tile_keys];
+    const bool is_started = sums_.is_started(row);
     if (p.grad_value && p.grad_output) down(x_.p, plan_.value_columns, tile_.dO(), dv, is_started);
     if (p.grad_key) down(x_.ds0, plan_.head_columns, tile_.q(), dk, is_started);
     if (p.grad_query) across(x_.ds0, plan_.head_columns, tile_.k(row), has_dq_);
-    if (!is_started) zero_key_gradients(row + t.keys, end_of_tile(row));
-    is_started = has_dq_ = true;
+    sums_.set_started(row, t.keys);
+    has_dq_ = true;
     if constexpr (kSecondOrder) {
       if (p.grad_key && p.direction.query)
         down(x_.s_dot, plan_.head_columns, tile_.q_dot(), dk, true);
@@ -173,43 +173,11 @@ class GradientTask {
     if (p.grad_slopes) slope_sum_ += slope_gradient(p, t, x_.ds);
   }
 
-  // Rows of dk and dv that nothing was added to. Rows count from the first key of the cell.
-  void zero_key_gradients(int64_t begin, int64_t end) const {
-    fill_zero(x_.dk + begin * plan_.head_columns, (end - begin) * plan_.head_columns);
-    fill_zero(x_.dv + begin * plan_.value_columns, (end - begin) * plan_.value_columns);
-  }
-  // Where the tile of keys ends that begins at `row`.
-  int64_t end_of_tile(int64_t row) const {
-    return smaller(row + plan_.cut.tile_keys, cell_.key_end - cell_.key);
-  }
-
-  void write_key_gradients() {
-    const P& p = problem_;
-    const int64_t chunk = cell_.key_end - cell_.key;
-    for (int64_t row = 0; row < chunk; row = end_of_tile(row))
-      if (!x_.is_started[row / plan_.cut.tile_keys]) zero_key_gradients(row, end_of_tile(row));
-    if (!p.grad_output) fill_zero(x_.dv, chunk * plan_.value_columns);
-    const auto write = [&](T* sums, int64_t columns, int64_t cols, T factor, const Operand& out,
-                           T* partial) {
-      if (partial)
-        __builtin_memcpy(partial + cell_.key * columns, sums,
-                         static_cast<size_t>(chunk * columns) * sizeof(T));
-      else
-        write_rows<T>(sums, columns, chunk, cols, factor, out,
-                      head_offset(p, out, cell_.head, p.group), cell_.key);
-    };
-    if (p.grad_key)
-      write(x_.dk, plan_.head_columns, p.head_size, static_cast<T>(p.scale), p.grad_key,
-            plan_.dk_partial ? partials_.dk(plan_, p, cell_.in_wave, cell_.row_chunk) : nullptr);
-    if (p.grad_value)
-      write(x_.dv, plan_.value_columns, p.value_head_size, T(1), p.grad_value,
-            plan_.dv_partial ? partials_.dv(plan_, p, cell_.in_wave, cell_.row_chunk) : nullptr);
-  }
-
   const P& problem_;
   const BackwardPlan<T>& plan_;
   BackwardPartials<T> partials_;
   GradientScratch<E, P> x_;
+  KeySums<E, P> sums_;
   GradientAhead<T, P> ahead_;
   GradientTile<E, P> tile_;
   Cell cell_;
@@ -224,7 +192,7 @@ class GradientTask {
 template <class E, class P>
 void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
   using T = SumOf<E>;
-  const BackwardPlan<T> plan(p);
+  const BackwardPlan<T> plan(p, threads_for_tasks(most_threads(p)));
   const GradientScratch<E, P> size(p, plan, nullptr);
   const int64_t heads = p.key_heads(), cells = plan.cells();
   const Buffer buffer(plan.wave * plan.partial() * static_cast<int64_t>(sizeof(T)));
@@ -233,12 +201,16 @@ void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
 
   for (int64_t first = 0; first < heads; first += plan.wave) {
     const int64_t wave = smaller(plan.wave, heads - first);
-    const auto cell_task = [&](int64_t task, int64_t next, void* scratch) {
-      GradientTask<E, P>(p, plan, partials, rows, scratch)
-          .run(plan.cell(p, first, task), plan.cell(p, first, next),
-               slopes.of(first + task / cells, task % cells));
+    const auto cell_task = [&](int64_t task, int64_t next_task, void* scratch) {
+      GradientTask<E, P> cells_of(p, plan, partials, rows, scratch);
+      const int64_t end = (task + 1) * plan.task_cells;
+      for (int64_t i = task * plan.task_cells; i < end; ++i) {
+        const int64_t next = i + 1 < end ? i + 1 : next_task * plan.task_cells;
+        cells_of.run(plan.cell(p, first, i), plan.cell(p, first, next),
+                     slopes.of(first + i / cells, i % cells));
+      }
     };
-    parallel_tasks(wave * cells, size.bytes, cell_task, most_threads(p));
+    parallel_tasks(wave * cells / plan.task_cells, size.bytes, cell_task, most_threads(p));
     if (plan.dq_partial) reduce_query_gradients(p, plan, partials, first, wave);
     if (plan.dk_partial || plan.dv_partial) reduce_key_gradients(p, plan, partials, first, wave);
     if (plan.bias_partial) reduce_bias_gradient(p, plan, partials, first, wave);
