@@ -52,7 +52,7 @@ _BOTH = ("forward", "backward")
 _FEW = tuple(
     Case(f"N {n}, M {m}, D {d}", heads=8, queries=n, keys=m, head_size=d)
     for m, d in ((1024, 64), (2048, 128))
-    for n in (2, 4, 8, 12, 16)
+    for n in (4, 8, 10, 12, 16)
 )
 _LONG = (
     Case("N 1024, D 64", heads=4, queries=1024),
@@ -118,7 +118,7 @@ TRIALS = (
     ),
     Trial("partial_mib", (8, 32, 128), _all(("backward",), _MANY_HEADS)),
     Trial("private_slice", (4096, 65536, 1048576), _all(("backward",), *_BIAS)),
-    Trial("few_queries", (0, 2, 4, 8, 12, 16), _all(_BOTH, *_FEW)),
+    Trial("few_queries", (0, 4, 8, 10, 12, 16), _all(_BOTH, *_FEW)),
     Trial("few_keys", (0, 2, 4, 8, 16), _all(_BOTH, *_VERY_FEW_KEYS)),
     Trial("task_rows", (4, 8, 16, 32, 64), _all(("forward",), *_GROUPS)),
     Trial("one_thread", (0, 4096, 16384, 65536), _all(_BOTH, *_TINY)),

@@ -41,10 +41,9 @@ struct Choices {
   int64_t private_slice = 65536;
 
   // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h), where a
-  // vector has 16 lanes. With 8 lanes, and with pairs of bfloat16, up to three quarters of it, with
-  // 4 up to five eighths: fewer queries fill a vector then, but a tile one short vector wide is
-  // slow, so that it is not half or a quarter.
-  int64_t few_queries = 8;
+  // vector has 16 lanes. With 8 lanes, and with pairs of bfloat16, up to three fifths of it, with 4
+  // up to half: fewer queries fill a vector then, but a tile one short vector wide is slow.
+  int64_t few_queries = 10;
   // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
   // the lanes of so few products.
   int64_t few_keys = 4;

@@ -29,9 +29,9 @@ TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   const struct {
     int64_t n, lanes, terms;
     bool few;
-  } table[] = {{0, 16, 1, false}, {1, 16, 1, true},        {7, 16, 1, true}, {8, 16, 1, true},
-               {9, 16, 1, false}, {6, 8, 1, true},         {7, 8, 1, false}, {5, 4, 1, true},
-               {6, 4, 1, false},  {1 << 30, 16, 1, false}, {1, 16, 2, true}, {6, 16, 2, true},
+  } table[] = {{0, 16, 1, false},  {1, 16, 1, true},        {9, 16, 1, true}, {10, 16, 1, true},
+               {11, 16, 1, false}, {6, 8, 1, true},         {7, 8, 1, false}, {5, 4, 1, true},
+               {6, 4, 1, false},   {1 << 30, 16, 1, false}, {1, 16, 2, true}, {6, 16, 2, true},
                {7, 16, 2, false}};
   for (const auto& [n, lanes, terms, few] : table)
     for (const int64_t m : {0, 1, 100000}) {
@@ -149,7 +149,7 @@ TEST(ChoicesTest, TasksOfFewQueriesReadAboutTheSameNumbers) {
 TEST(ChoicesTest, TasksOfFewQueriesTakeWholeHeads) {
   const struct {
     int64_t n, group, heads;
-  } table[] = {{1, 1, 1}, {1, 8, 8}, {1, 40, 16}, {3, 40, 5}, {8, 40, 2}, {9, 40, 0}};
+  } table[] = {{1, 1, 1}, {1, 8, 8}, {1, 40, 16}, {3, 40, 5}, {8, 40, 2}, {10, 40, 1}, {11, 40, 0}};
   for (const auto& [n, group, heads] : table)
     EXPECT_EQ(choose(sizes(n, 100, 64, group)).row_heads, heads) << n << " " << group;
   EXPECT_EQ(choose(sizes(64, 100, 64, 4), parse_choices("few_queries=64")).row_heads, 1);
