@@ -50,8 +50,8 @@ struct Choices {
   // Rows of a task of few queries, unless a single head has more: they share what is read of key
   // and value, but with more of them there are fewer tasks.
   int64_t task_rows = 16;
-  // Keys of a tile of rows: together with their values they stay in the level-2 cache.
-  int64_t row_keys = 128;
+  // Keys of a tile of rows: they, then their values, stay in the level-2 cache.
+  int64_t row_keys = 256;
   // Numbers of key and value that a task reads, about: enough to be worth a task, and chunks enough
   // for many threads.
   int64_t row_chunk_numbers = 65536;

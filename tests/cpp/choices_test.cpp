@@ -135,8 +135,8 @@ TEST(ChoicesTest, TasksOfFewQueriesReadAboutTheSameNumbers) {
   const struct {
     int64_t m, d, size, count;
   } table[] = {
-      {0, 64, 128, 1},          {1, 64, 128, 1},    {512, 64, 512, 1},   {513, 64, 384, 2},
-      {4096, 128, 256, 16},     {4096, 4, 4096, 1}, {300, 9999, 128, 3},  // a tile at least
+      {0, 64, 256, 1},          {1, 64, 256, 1},    {512, 64, 512, 1},   {513, 64, 512, 2},
+      {4096, 128, 256, 16},     {4096, 4, 4096, 1}, {600, 9999, 256, 3},  // a tile at least
       {1 << 20, 64, 16384, 64},  // and no more than so many chunks
   };
   for (const auto& [m, d, size, count] : table) {
