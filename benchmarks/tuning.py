@@ -136,8 +136,8 @@ def _serve(connection: Connection, choice: str, threads: int) -> None:
     """A worker: (case, work) prepares, seconds measure, None ends; each is answered."""
     os.environ[VARIABLE] = choice
     torch.set_num_threads(threads)
-    # What glibc has freed once it hands out again, up to this size. Else one process would reuse its
-    # memory and another map fresh pages for every result, which takes longer than many a case.
+    # From now on glibc reuses what was freed, up to this size. Else one process would do so and
+    # another map fresh pages for every result, which takes longer than many a case.
     torch.empty(31 << 20, dtype=torch.uint8)
     call: Callable[[], object] = lambda: None  # noqa: E731
     while (order := connection.recv()) is not None:
