@@ -74,7 +74,7 @@ MASKINGS: dict[str, tuple[str | None, str | None, bool]] = {
 
 SCALES = {"default": None, "zero": 0.0, "negative": -0.3, "small": 1e-3, "large": 2.5}
 
-# (window_left, window_right, bottom_right). Tiles have 64 queries and 96 keys.
+# (window_left, window_right, bottom_right). Tiles have up to 64 queries and 96 keys.
 WINDOWS: dict[str, tuple[int | None, int | None, bool]] = {
     "no_window": (None, None, False),
     "bottom_right": (None, None, True),

@@ -37,7 +37,7 @@ def test_every_head_size_in_every_dtype(
     check_everything(case, device)
 
 
-# Tiles have 64 queries and 96 keys.
+# Tiles have up to 64 queries and 96 keys.
 @pytest.mark.parametrize(
     "length",
     some_at_every_level(

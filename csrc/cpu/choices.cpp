@@ -66,7 +66,8 @@ Chunks cut(int64_t length, int64_t wanted, int64_t tile, int64_t most) {
   return {size, count, tiles - (size / tile - 1) * count, tile};
 }
 
-// For 65 queries 48 and 17 rather than 64 and 1, which would be little for a task or a vector.
+// For 65 queries 48 and 17 rather than 64 and 1, which would be little for a task or a vector; as
+// even as whole vectors let tiles be.
 int64_t even_tile(int64_t length, int64_t most) {
   constexpr int64_t kLanes = 16;  // of the widest vector
   length = std::max<int64_t>(1, length);
@@ -156,8 +157,10 @@ int64_t most_threads(int64_t heads, const Sizes& s, const Choices& numbers) {
 bool streams_results(int64_t bytes) { return bytes >> 20 >= choices().stream_mib; }
 
 int64_t heads_at_once(int64_t heads, int64_t bytes) {
-  const int64_t most = bytes == 0 ? heads : (choices().partial_mib << 20) / bytes;
-  return std::max<int64_t>(1, std::min(heads, most));
+  heads = std::max<int64_t>(1, heads);
+  const int64_t room = bytes == 0 ? heads : (choices().partial_mib << 20) / bytes;
+  const int64_t most = std::clamp<int64_t>(room, 1, heads);
+  return divide_up(heads, divide_up(heads, most));
 }
 
 }  // namespace torch_ext::cpu

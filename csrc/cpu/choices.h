@@ -29,7 +29,7 @@ struct Choices {
   // Rows of a chunk, about, where there are too few keys to cut: queries of one head, or of several
   // that read the same keys. Short, since a task takes several where there are heads enough.
   int64_t chunk_queries = 64;
-  // Chunks of a key head at most: as many partial gradients are held.
+  // Chunks of a key head at most: no more partial gradients are held.
   int64_t most_chunks = 8;
   // Keys up to which a task of the second order keeps the tiles of whole rows from its first sweep
   // for its second one, 1 KiB of float for each key: they stay in the level-3 cache.
@@ -121,7 +121,8 @@ int64_t most_threads(int64_t heads, const Sizes& sizes, const Choices& numbers);
 // Whether results of `bytes` are written past the caches.
 bool streams_results(int64_t bytes);
 
-// How many of `heads` are computed at the same time when each leaves partial sums of `bytes`.
+// How many of `heads` are computed at the same time when each leaves partial sums of `bytes`; about
+// as many each time.
 int64_t heads_at_once(int64_t heads, int64_t bytes);
 
 }  // namespace torch_ext::cpu

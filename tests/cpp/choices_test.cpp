@@ -72,7 +72,7 @@ TEST(ChoicesTest, TilesAreNoWiderThanTheQueriesInWholeVectors) {
   }
 }
 
-TEST(ChoicesTest, TilesOfAHeadAreAboutEven) {
+TEST(ChoicesTest, TilesOfAHeadAreAsEvenAsMultiplesOf16) {
   const struct {
     int64_t n, queries;
   } table[] = {{0, 16},   {16, 16},  {17, 32},  {64, 64},   {65, 48},     {96, 48},
@@ -80,7 +80,15 @@ TEST(ChoicesTest, TilesOfAHeadAreAboutEven) {
                {193, 64}, {200, 64}, {257, 64}, {1000, 64}, {1 << 30, 64}};
   for (const auto& [n, queries] : table)
     EXPECT_EQ(choose(sizes(n, 100)).tile_queries, queries) << n;
-  EXPECT_EQ(choose(sizes(130, 100), parse_choices("tile_queries=128")).tile_queries, 80);
+  for (const int64_t most : {16, 64, 80, 1024}) {
+    const Choices c = parse_choices(("tile_queries=" + std::to_string(most)).c_str());
+    for (int64_t n = 1; n < 3000; ++n) {
+      const int64_t tile = choose(sizes(n, 100), c).tile_queries;
+      EXPECT_TRUE(tile > 0 && tile <= most && tile % 16 == 0) << n << " " << most;
+      EXPECT_EQ((n + tile - 1) / tile, (n + most - 1) / most) << n << " " << most;
+      EXPECT_LT(tile - 16, static_cast<double>(n) / ((n + most - 1) / most)) << n << " " << most;
+    }
+  }
 }
 
 TEST(ChoicesTest, LongHeadsAloneShareTilesInATask) {
@@ -217,8 +225,8 @@ TEST(ChoicesTest, HeadsAtOnceStayWithinTheirMemory) {
   EXPECT_EQ(heads_at_once(40, 0), 40);
   EXPECT_EQ(heads_at_once(40, most / 40), 40);
   EXPECT_EQ(heads_at_once(40, most / 10), 10);
-  EXPECT_EQ(heads_at_once(40, most / 10 + 1), 9);
-  EXPECT_EQ(heads_at_once(40, 2 * most), 1);  // a single head may need more
+  EXPECT_EQ(heads_at_once(40, most / 10 + 1), 8);  // 9 have room, but five times as many are even
+  EXPECT_EQ(heads_at_once(40, 2 * most), 1);       // a single head may need more
   EXPECT_EQ(heads_at_once(0, 0), 1);
 }
 

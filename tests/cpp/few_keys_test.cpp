@@ -23,7 +23,7 @@ TEST(FewKeysTest, EveryNumberOfKeysInEveryLayout) {
   int count = 0;
   for (const DType dtype : kDTypes)
     for (int64_t m = 1; m <= 6; ++m)
-      for (const int64_t n : {9, 17, 63, 64, 65, 130}) {
+      for (const int64_t n : {11, 17, 63, 64, 65, 130, 193}) {
         Options o = plain(dtype);
         o.layout = static_cast<Layout>((count / 4 + count) % 4);
         o.is_causal = count++ % 3 == 0;

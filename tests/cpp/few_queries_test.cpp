@@ -1,5 +1,5 @@
 // Few queries, which have kernels of their own in forward and backward, against the reference:
-// numbers of queries and rows around those of a block, lengths around those of a tile (128 keys)
+// numbers of queries and rows around those of a block, lengths around those of a tile (256 keys)
 // and of a chunk, all options.
 #include <gtest/gtest.h>
 
@@ -39,7 +39,7 @@ Options everything(DType dtype) {
 // With 33 heads more than a chain of multiply-adds is long.
 TEST(FewQueriesTest, EveryNumberOfRows) {
   for (const DType dtype : kDTypes)
-    for (int64_t n = 1; n <= 9; ++n)
+    for (int64_t n = 1; n <= 11; ++n)
       for (const int64_t group : {1, 3, 7, 33}) {
         Options o;
         o.dtype = dtype;
@@ -86,7 +86,7 @@ TEST(FewQueriesTest, EveryHeadSize) {
 
 TEST(FewQueriesTest, LengthsAroundBlocksAndTiles) {
   for (const DType dtype : kDTypes)
-    for (const int64_t m : {1, 2, 7, 8, 9, 15, 16, 17, 127, 128, 129, 255, 257}) {
+    for (const int64_t m : {1, 2, 7, 8, 9, 15, 16, 17, 127, 128, 129, 255, 256, 257}) {
       Options o;
       o.dtype = dtype;
       o.is_causal = m % 2 == 1;
@@ -95,16 +95,16 @@ TEST(FewQueriesTest, LengthsAroundBlocksAndTiles) {
     }
 }
 
-// D + E = 600: chunks have 128 keys, so the longest of these makes more than 64 of them, and they
-// grow to 256.
+// D + E = 600: chunks have 256 keys, so the longest of these makes more than 64 of them, and they
+// grow to 512.
 TEST(FewQueriesTest, ChunksOfKeys) {
   for (const DType dtype : kDTypes)
-    for (const int64_t m : {128, 129, 256, 400}) {
+    for (const int64_t m : {256, 257, 512, 800}) {
       Options o;
       o.dtype = dtype;
       expect_scaled_agreement_of({2, 2, 1, 1, m, 300, 300}, o);
     }
-  expect_scaled_agreement_of({1, 1, 1, 1, 8200, 8, 592}, {});
+  expect_scaled_agreement_of({1, 1, 1, 1, 16500, 8, 592}, {});
 }
 
 TEST(FewQueriesTest, OptionsAcrossChunks) {
@@ -124,11 +124,11 @@ TEST(FewQueriesTest, RowsAndChunksThatSeeNothing) {
     Options o;
     o.mask = "NM";
     o.sink = sink;
-    Case c({1, 2, 2, 3, 300, 300, 300}, scaled_for(300, o));
-    for (int64_t j = 0; j < 300; ++j) {
+    Case c({1, 2, 2, 3, 600, 300, 300}, scaled_for(300, o));
+    for (int64_t j = 0; j < 600; ++j) {
       c.mask.set(0, 0, 0, j, 0);                                           // a row
-      if (j >= 128 && j < 256) c.mask.set(0, 0, 1, j, 0);                  // a chunk of a row
-      if (j >= 256) c.mask.set(0, 0, 1, j, 0), c.mask.set(0, 0, 2, j, 0);  // a chunk
+      if (j >= 256 && j < 512) c.mask.set(0, 0, 1, j, 0);                  // a chunk of a row
+      if (j >= 512) c.mask.set(0, 0, 1, j, 0), c.mask.set(0, 0, 2, j, 0);  // a chunk
     }
     expect_agreement(c);
   }
@@ -153,13 +153,13 @@ TEST(FewQueriesTest, HiddenInfinityAndNanReachNothing) {
     }
 }
 
-// What is visible propagates, also out of one of many chunks.
+// What is visible propagates, also out of one of several chunks.
 TEST(FewQueriesTest, VisibleInfinityAndNanReachWhatTheySay) {
   for (const double poison : {kInf, kNan})
     for (const char* mask : {"", "NM"}) {
       Options o;
       o.mask = mask;
-      Case c({1, 2, 2, 2, 300, 300, 300}, scaled_for(300, o));
+      Case c({1, 2, 2, 2, 600, 300, 300}, scaled_for(300, o));
       if (c.mask) c.mask.set(0, 0, 0, 140, 1), c.mask.set(0, 0, 1, 140, 0);
       c.value.set(0, 0, 140, 2, poison);
       expect_agreement(c);

@@ -1,5 +1,5 @@
 // Every option in all four operators against the reference, alone and together, with sizes around
-// those of the CPU's tiles (64 queries, 96 keys) and chunks of tiles (384).
+// those of the CPU's tiles (up to 64 queries, 96 keys) and chunks of tiles (384).
 #include <gtest/gtest.h>
 
 #include "compare.h"

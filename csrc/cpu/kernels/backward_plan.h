@@ -6,10 +6,11 @@
 //   dq of its queries (complete when there is one key chunk)
 // What is not complete goes to a partial buffer, one slot for each chunk, and is added in the order
 // of the chunks. A task takes one cell; or, where key heads keep all threads busy, all row chunks
-// of its keys one after the other, and adds up their dk and dv itself, in the same order. Heads are
-// taken in waves so that all partial buffers together stay within a fixed size. Which sums are
-// added, and in which order, depends on the sizes of one head alone (choices.h), never on the
-// number of threads or heads.
+// of its keys one after the other, and adds up their dk and dv itself, in the same order; or the
+// chunks of query heads that share a bias gradient, to which they add in turn. Heads are taken in
+// waves so that all partial buffers together stay within a fixed size. Which sums are added, and in
+// which order, depends on the sizes of one head alone (choices.h), never on the number of threads
+// or heads.
 #pragma once
 
 #include "cpu/kernels/tiles.h"
@@ -21,8 +22,9 @@ namespace {
 // Where the gradient of the bias is summed.
 enum class BiasGradient {
   kNone,
-  // Each key head, or each query head, sums a slice of its own, to which cells add disjoint parts
-  // or which they have one each of; slices are added in the order of heads and cells.
+  // A slice for each key head, or for each query head where these do not share the bias, and for
+  // each chunk along dimensions that it is broadcast over. Slices are added in the order of heads
+  // and chunks.
   kPrivate,
   // A large N x M slice: cells write disjoint parts of it; heads that share one take turns, and the
   // first of them writes what the others add to.
@@ -35,7 +37,7 @@ struct Cell {
   int64_t in_wave = 0;
   int64_t key_chunk = 0, key = 0, key_end = 0;
   int64_t row_chunk = 0, query_chunk = 0, query = 0, query_end = 0;
-  bool is_first = true, is_last = true;  // of those of its keys that its task takes
+  bool is_first = true, is_last = true;  // among the cells of its task
 };
 
 // Whether so many equal tasks leave at most a tenth of the threads' time unused.
@@ -69,8 +71,7 @@ struct BackwardPlan {
   // for chunks along dimensions that the bias is broadcast over. Other chunks write disjoint parts.
   int64_t bias_heads = 1, bias_key_chunks = 1, bias_query_chunks = 1;
 
-  // All row chunks of its keys, one cell, or the heads that share a bias gradient, which take
-  // turns.
+  // All row chunks of its keys; one; or the chunks of heads that take turns at a bias gradient.
   int64_t task_cells = 1;
   bool joins_rows = false;  // whether a task adds up dk and dv of its cells
   // Elements of partial sums of one key head (with its `group` query heads).
@@ -123,7 +124,7 @@ struct BackwardPlan {
     const int64_t most_heads = bias == BiasGradient::kDirect ? heads_apart(p) : p.key_heads();
     wave = heads_at_once(most_heads, bytes());
     if (row_chunks() == 1) return;
-    joins_rows = are_balanced(wave * keys.count, threads);
+    joins_rows = are_balanced(wave, threads);  // a task for each key head: its keys are not cut
     if (joins_rows) {
       task_cells = row_chunks();
     } else {

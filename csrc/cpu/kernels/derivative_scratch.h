@@ -79,7 +79,7 @@ struct TangentScratch {
   }
 };
 
-// One cell of backward_plan.h, for the backward and for the second order.
+// One task of backward_plan.h, for the backward and for the second order.
 template <class E, class P>
 struct GradientScratch {
   using T = SumOf<E>;
@@ -89,7 +89,7 @@ struct GradientScratch {
   E *q, *q_transposed;    // (width, head_columns), (D, width)
   E *dO, *dO_transposed;  // (width, value_columns), (E, width)
   T *lse, *residual, *delta;  // (width)
-  E *k, *v;     // (key chunk, …_columns), where they cannot be read in place: converted once a cell
+  E *k, *v;     // (key chunk, …_columns), where they cannot be read in place: converted once a task
   E* k_right;   // (key chunk, head_columns): k as a right factor, where that is not k itself
   T* p;         // (keys, width): s, then the weights that multiply do
   T* ds;        // (keys, width): dp, then the gradient of the scores
@@ -102,7 +102,7 @@ struct GradientScratch {
   T* dq;                     // (width, head_columns), of one tile of queries
   T *dk, *dv;                // (key chunk, head_columns), (key chunk, value_columns)
   T *dk_before, *dv_before;  // of the row chunks before, where a task takes several
-  bool* is_started;          // of each tile of keys, whether its dk and dv hold anything
+  bool* is_started;  // of each tile of keys, whether its dk and dv of this row chunk hold anything
   // The second order alone.
   E *q_dot, *q_dot_transposed;  // as q
   E *k_dot, *v_dot;             // as k and v

@@ -1,13 +1,13 @@
-// One cell of backward_plan.h: gradients of its keys and queries, for the backward and, along a
-// direction (q', k', v', b'), for the second order.
+// The cells of a task of backward_plan.h: gradients of its keys and queries, for the backward and,
+// along a direction (q', k', v', b'), for the second order.
 //
-// Loop: query heads of the cell, tiles of queries, tiles of keys. A tile (gradient_tile.h) yields
-// weights w for do, the gradient ds of the scores, ds0 of c q k, and in the second order the factor
-// ds0' of k' and q':
+// Loop: cells, query heads of the cell, tiles of queries, tiles of keys. A tile (gradient_tile.h)
+// yields weights w for do, the gradient ds of the scores, ds0 of c q k, and in the second order the
+// factor ds0' of k' and q':
 //   dv += w^T do,  dk += ds0^T q + ds0'^T q',  dq += ds0 k + ds0' k',  dbias += ds,
 //   dslope -= sum(ds |distance|)
 // c is multiplied into dq and dk when they are written. Reads every operand in tiles; keeps dk and
-// dv of the cell (key_sums.h) and dq of the tile in scratch.
+// dv (key_sums.h) and dq of the tile in scratch.
 #pragma once
 
 #include "cpu/kernels/gradient_ahead.h"
@@ -35,9 +35,8 @@ class GradientTask {
         ahead_(problem, plan),
         tile_(problem, plan, rows, x_, ahead_.list()) {}
 
-  // The cells of a task in their order. `next`: the cell after this one. `slopes`: where the cell's
-  // slope gradients go, one for each query head of its key head, 0 for those that are not the
-  // cell's.
+  // One cell; those of a task come in their order. `next`: the cell after it. `slopes`: where its
+  // slope gradients go, one for each query head of its key head, 0 for those that are not its own.
   void run(const Cell& cell, const Cell& next, double* slopes) {
     cell_ = cell;
     sums_.start(cell);
@@ -202,12 +201,12 @@ void run_gradients(const P& p, RowStatistics<SumOf<E>> rows) {
   for (int64_t first = 0; first < heads; first += plan.wave) {
     const int64_t wave = smaller(plan.wave, heads - first);
     const auto cell_task = [&](int64_t task, int64_t next_task, void* scratch) {
-      GradientTask<E, P> cells_of(p, plan, partials, rows, scratch);
+      GradientTask<E, P> gradients(p, plan, partials, rows, scratch);
       const int64_t end = (task + 1) * plan.task_cells;
       for (int64_t i = task * plan.task_cells; i < end; ++i) {
         const int64_t next = i + 1 < end ? i + 1 : next_task * plan.task_cells;
-        cells_of.run(plan.cell(p, first, i), plan.cell(p, first, next),
-                     slopes.of(first + i / cells, i % cells));
+        gradients.run(plan.cell(p, first, i), plan.cell(p, first, next),
+                      slopes.of(first + i / cells, i % cells));
       }
     };
     parallel_tasks(wave * cells / plan.task_cells, size.bytes, cell_task, most_threads(p));

@@ -59,7 +59,8 @@ class KeySums {
     fill_zero(dv(begin), (end - begin) * plan_.value_columns);
   }
 
-  // Leaves the sums of the chunks so far in dk and dv of the last one, else in those before it.
+  // dk and dv += those of the chunks before. Unless this chunk is the last, the sums then change
+  // places with dk_before and dv_before.
   void add_chunk(const Cell& cell) {
     if (!cell.is_first) {
       if (p_.grad_key) add(x_.dk_before, x_.dk, keys_ * plan_.head_columns);

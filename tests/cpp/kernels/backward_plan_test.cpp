@@ -16,7 +16,7 @@ constexpr int64_t kLengths[] = {0,   1,   63,  64,   65,   95,   96,    97,    3
 
 constexpr Choices kNumbers;
 
-// So many that no task takes more than a cell.
+// So many that no task adds up row chunks.
 constexpr int64_t kThreads = 64;
 
 // A gradient that is asked for: any address but null.
@@ -61,10 +61,11 @@ TEST(BackwardPlanTest, PartialSumsAreLinearInTheLengthsAndWavesAreBounded) {
   for (const int64_t n : kLengths)
     for (const int64_t m : kLengths)
       for (const int64_t group : {1, 4}) {
-        BackwardProblem p = problem(n, m, 16, group);
-        for (const bool bias : {false, true}) {
+        BackwardProblem p = problem(n, m, 32 * group, group);
+        for (const auto& [bias, threads] :
+             {std::pair<bool, int64_t>{false, 1}, {false, kThreads}, {true, 1}, {true, kThreads}}) {
           if (bias) ask_for_bias(p, n * m, m, 1);
-          const BackwardPlan<double> plan(p, bias ? 1 : kThreads);
+          const BackwardPlan<double> plan(p, threads);
           int64_t most =
               kNumbers.most_chunks * ((group * n + m) * plan.head_columns + m * plan.value_columns);
           if (plan.bias == BiasGradient::kPrivate) {
@@ -191,9 +192,16 @@ TEST(BackwardPlanTest, HeadsThatShareABiasGradientAreInOneTask) {
     EXPECT_EQ(cell.query_chunk, i / 4);
     EXPECT_EQ(cell.head, i % 4);
     EXPECT_EQ(cell.is_first, i % 4 == 0);
+    EXPECT_EQ(cell.is_last, i % 4 == 3);
   }
+  EXPECT_FALSE(shared.joins_rows);
   ask_for_bias(p, 128 * 100, 100, 1);
   EXPECT_EQ(BackwardPlan<float>(p, kThreads).task_cells, 1);
+  p = problem(200, 380, 4, 4);
+  ask_for_bias(p, 0, 380, 1);
+  EXPECT_EQ(BackwardPlan<float>(p, kThreads).bias, BiasGradient::kDirect);
+  EXPECT_EQ(BackwardPlan<float>(p, kThreads).heads.count, 2);
+  EXPECT_EQ(BackwardPlan<float>(p, kThreads).task_cells, 2);
 }
 
 TEST(BackwardPlanTest, SlotsOfPartialSumsDoNotOverlap) {
