@@ -108,8 +108,7 @@ const Choices& choices() {
 }
 
 bool has_few_queries(const Sizes& s, const Choices& numbers) {
-  const int64_t lanes = s.lanes / s.terms, tenths = lanes > 8 ? 10 : lanes > 4 ? 6 : 5;
-  const int64_t most = numbers.few_queries * tenths / 10;
+  const int64_t most = s.terms > 1 ? numbers.few_queries * 3 / 5 : numbers.few_queries;
   return fills_lanes(s) && s.queries > 0 && s.queries <= most;
 }
 

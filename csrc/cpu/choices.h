@@ -40,9 +40,8 @@ struct Choices {
   // is summed where it is stored, and heads that share it take turns.
   int64_t private_slice = 65536;
 
-  // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h), where a
-  // vector has 16 lanes. With 8 lanes, and with pairs of bfloat16, up to three fifths of it, with 4
-  // up to half: fewer queries fill a vector then, but a tile one short vector wide is slow.
+  // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h); up to
+  // three fifths of it where tiles multiply pairs of bfloat16, which the rows do not.
   int64_t few_queries = 10;
   // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
   // the lanes of so few products.

@@ -29,9 +29,9 @@ TEST(ChoicesTest, FewQueriesUpToTheBreakEven) {
   const struct {
     int64_t n, lanes, terms;
     bool few;
-  } table[] = {{0, 16, 1, false},  {1, 16, 1, true},        {9, 16, 1, true}, {10, 16, 1, true},
-               {11, 16, 1, false}, {6, 8, 1, true},         {7, 8, 1, false}, {5, 4, 1, true},
-               {6, 4, 1, false},   {1 << 30, 16, 1, false}, {1, 16, 2, true}, {6, 16, 2, true},
+  } table[] = {{0, 16, 1, false},  {1, 16, 1, true},        {9, 16, 1, true},  {10, 16, 1, true},
+               {11, 16, 1, false}, {10, 8, 1, true},        {11, 8, 1, false}, {10, 4, 1, true},
+               {11, 4, 1, false},  {1 << 30, 16, 1, false}, {1, 16, 2, true},  {6, 16, 2, true},
                {7, 16, 2, false}};
   for (const auto& [n, lanes, terms, few] : table)
     for (const int64_t m : {0, 1, 100000}) {

@@ -19,11 +19,14 @@ struct StoredRows {
   int64_t row, rows, cols;
 };
 
-// Rows of A or W at a time: as many as leave registers for kKeys sums each.
+// Rows of A or W at a time, and how many rows of B they weigh at a time: as many as leave registers
+// for sums and weights. (AVX-512 can multiply by a weight in memory.)
 #ifdef __AVX512F__
 constexpr int kMostRows = 4;
+constexpr int weighed_keys(int) { return 8; }
 #else
 constexpr int kMostRows = 2;
+constexpr int weighed_keys(int rows) { return rows > 1 ? 6 : 8; }
 #endif
 
 // out[0 … 3] = sums of the lanes of a, b, c and d
@@ -37,8 +40,12 @@ TORCH_EXT_INLINE void sum_lanes(const Vec<float> (&x)[4], float* out) {
       _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
 #else
-  const __m256 ab = _mm256_hadd_ps(x[0].v, x[1].v), cd = _mm256_hadd_ps(x[2].v, x[3].v);
-  const __m256 half = _mm256_hadd_ps(ab, cd);
+  const __m256 ab =
+      _mm256_add_ps(_mm256_unpacklo_ps(x[0].v, x[1].v), _mm256_unpackhi_ps(x[0].v, x[1].v));
+  const __m256 cd =
+      _mm256_add_ps(_mm256_unpacklo_ps(x[2].v, x[3].v), _mm256_unpackhi_ps(x[2].v, x[3].v));
+  const __m256 half =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
 #endif
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
@@ -50,7 +57,8 @@ TORCH_EXT_INLINE void sum_lanes(const Vec<double> (&x)[4], double* out) {
                                      _mm512_unpackhi_pd(x[i].v, x[i + 1].v));
     const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(ab), _mm512_extractf64x4_pd(ab, 1));
 #else
-    const __m256d half = _mm256_hadd_pd(x[i].v, x[i + 1].v);
+    const __m256d half = _mm256_add_pd(_mm256_unpacklo_pd(x[i].v, x[i + 1].v),
+                                       _mm256_unpackhi_pd(x[i].v, x[i + 1].v));
 #endif
     _mm_storeu_pd(out + i,
                   _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1)));
@@ -166,7 +174,7 @@ TORCH_EXT_INLINE void weigh_block(int64_t cols, Rows<const T> w, Rows<const S> b
 template <class T, int kRows, class S>
 __attribute__((noinline)) void weigh_rows(int64_t cols, Rows<const T> w, Rows<const S> b,
                                           int64_t keys, Rows<T> c) {
-  constexpr int kKeys = 8;
+  constexpr int kKeys = weighed_keys(kRows);
   int64_t j = 0;
   const auto block = [&](auto size) __attribute__((always_inline)) {
     weigh_block<T, kRows, decltype(size)::value>(cols, {w.data + j, w.stride},
