@@ -124,18 +124,21 @@ class ForwardTask {
 
   // `keys`: how many of the tile some tile of queries sees.
   void add_keys(const TileRange& t, const ForwardScratch<E>& x, int64_t keys) {
-    const Visibility seen = additive_tile<T>(p_, t, x.additive, x.spare);
+    const Visibility seen = additive_edge<T>(p_, t, x.additive, x.spare);
     if (seen == Visibility::kNone) return;
     load_keys(t, keys);
     // Then the largest score is the largest product times the scale.
     const bool finds_largest =
         seen == Visibility::kAll && !rule_.is_capped && p_.scale >= 0 && !has_few_keys();
     score(t, x, finds_largest);
-    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
-      for (int64_t i = 0; i < x.width; i += V::kSize)
-        softmax_column<additive.value, capped.value>(x, i, keys_seen(p_, t, i / kStep * kStep),
-                                                     rule_, finds_largest);
-    });
+    const auto softmax = [&](auto capped) {
+      for (int64_t i = 0; i < x.width; i += V::kSize) {
+        const int64_t step = i / kStep * kStep;
+        softmax_column<capped.value>(x, i, plain_keys(p_, t, seen, step), keys_seen(p_, t, step),
+                                     rule_, finds_largest);
+      }
+    };
+    rule_.is_capped ? softmax(Bool<true>()) : softmax(Bool<false>());
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);
       multiply_tile(t.keys * x.width, x.z, x.scores);

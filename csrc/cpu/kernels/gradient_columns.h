@@ -11,15 +11,15 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
 
-// Backward: w before dropout in p, then ds and ds0.
+// Backward: w before dropout in p, then ds and ds0, of keys [begin, end).
 template <bool kAdditive, bool kCapped, class E, class P>
 TORCH_EXT_INLINE void backward_column(const GradientScratch<E, P> x, const ScoreRule<SumOf<E>> rule,
-                                      int64_t column, int64_t keys) {
+                                      int64_t column, int64_t begin, int64_t end) {
   using V = Vec<SumOf<E>>;
   const V lse = V::load(x.lse + column), residual = V::load(x.residual + column),
           delta = V::load(x.delta + column);
   V u = V::fill(0);
-  for (int64_t j = 0; j < keys; ++j) {
+  for (int64_t j = begin; j < end; ++j) {
     const int64_t entry = j * x.width + column;
     const V additive = kAdditive ? V::load(x.additive + entry) : V::fill(0);
     const V p = weight<kAdditive, kCapped>(rule, V::load(x.p + entry), additive, lse, residual, &u);

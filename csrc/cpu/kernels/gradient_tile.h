@@ -92,7 +92,8 @@ class GradientTile {
 
   // Fills the scratch tiles: w in p, ds, ds0, and ds0' in s_dot.
   Visibility compute(const TileRange& t) {
-    const Visibility seen = additive_tile<T>(p_, t, x_.additive, x_.spare);
+    const Visibility seen = kSecondOrder ? additive_tile<T>(p_, t, x_.additive, x_.spare)
+                                         : additive_edge<T>(p_, t, x_.additive, x_.spare);
     if (seen == Visibility::kNone) return seen;
     const int64_t row = t.key - key_begin_, count = t.keys * t.width;
     const bool needs_ds = p_.grad_query || p_.grad_key || p_.grad_bias || p_.grad_slopes;
@@ -120,15 +121,15 @@ class GradientTile {
       fill_zero(x_.ds, count);
     }
     if constexpr (kSecondOrder) direction_products(t, row, needs_ds && p_.grad_output);
-    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
-      for (int64_t i = 0; i < t.width; i += Vec<T>::kSize) {
-        if constexpr (kSecondOrder)
+    if constexpr (kSecondOrder) {
+      with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
+        for (int64_t i = 0; i < t.width; i += V::kSize)
           second_order_column<additive.value, capped.value>(x_, rule_, adds_to_scores(p_.direction),
                                                             i, t.keys);
-        else
-          backward_column<additive.value, capped.value>(x_, rule_, i, keys_wanted(t, i));
-      }
-    });
+      });
+    } else {
+      rule_.is_capped ? backward_columns<true>(t, seen) : backward_columns<false>(t, seen);
+    }
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
     return seen;
   }
@@ -166,9 +167,15 @@ class GradientTile {
                                     {a.data + row * a.row, a.row, a.depth}, b, out, &ahead_);
   }
 
-  // How many keys of the tile ds is wanted of: bias and slopes take all.
-  int64_t keys_wanted(const TileRange& t, int64_t column) const {
-    return p_.grad_bias || p_.grad_slopes ? t.keys : keys_seen(p_, t, column / kStep * kStep);
+  // w, ds and ds0 of what a step of queries sees; of all keys for the gradients of bias and slopes.
+  template <bool kCapped>
+  void backward_columns(const TileRange& t, Visibility seen) const {
+    for (int64_t i = 0; i < t.width; i += V::kSize) {
+      const int64_t step = i / kStep * kStep, plain = plain_keys(p_, t, seen, step);
+      const int64_t end = p_.grad_bias || p_.grad_slopes ? t.keys : keys_seen(p_, t, step);
+      backward_column<false, kCapped>(x_, rule_, i, 0, plain);
+      backward_column<true, kCapped>(x_, rule_, i, plain, end);
+    }
   }
 
   // Whether queries are read as they lie. The second order has more products, which transposition

@@ -71,27 +71,29 @@ struct ForwardScratch {
   }
 };
 
-// use(j, Int<count>()) for keys j … j + count - 1, four at a time and the last ones alone, so that
-// four chains need not wait for each other: their latency would otherwise limit the loop.
+// use(j, Int<count>()) for keys j … j + count - 1 of [begin, end), four at a time and the last ones
+// alone, so that four chains need not wait for each other: their latency would otherwise limit the
+// loop.
 template <class Use>
-TORCH_EXT_INLINE void for_each_key(int64_t keys, const Use& use) {
-  int64_t j = 0;
-  for (; j + 4 <= keys; j += 4) use(j, Int<4>());
-  for (; j < keys; ++j) use(j, Int<1>());
+TORCH_EXT_INLINE void for_each_key(int64_t begin, int64_t end, const Use& use) {
+  int64_t j = begin;
+  for (; j + 4 <= end; j += 4) use(j, Int<4>());
+  for (; j < end; ++j) use(j, Int<1>());
 }
 
 // How far a score may lie above m. The largest weights are then as exact as with the maximum
 // itself: what s - m is rounded by grows with its size.
 constexpr int kSlack = 1;
 
-// The largest of `keys` scores of each of a vector of queries:
+// The largest of the scores of keys [begin, end) of each of a vector of queries:
 //   s <- softcap(c s) + b  unless that is c s alone, which is not worth storing.
 template <bool kAdditive, bool kCapped, class E>
 TORCH_EXT_INLINE Vec<SumOf<E>> largest_score(const ForwardScratch<E>& x, int64_t column,
-                                             int64_t keys, const ScoreRule<SumOf<E>>& rule) {
+                                             int64_t begin, int64_t end,
+                                             const ScoreRule<SumOf<E>>& rule) {
   using V = Vec<SumOf<E>>;
   V u, largest = V::fill(-kInfinity<SumOf<E>>);
-  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
+  for_each_key(begin, end, [&](int64_t first, auto count) __attribute__((always_inline)) {
     V score[count.value];
     TORCH_EXT_UNROLL
     for (int i = 0; i < count.value; ++i) {
@@ -108,13 +110,15 @@ TORCH_EXT_INLINE Vec<SumOf<E>> largest_score(const ForwardScratch<E>& x, int64_t
   return largest;
 }
 
-// One step of the online softmax on a vector of queries, for `keys` scores each:
+// One step of the online softmax on a vector of queries, for `keys` scores each, of which the first
+// `plain` have nothing added:
 //   m' = max(m, max_j s),  p = exp(s - m'),  l <- l exp(m - m') + sum_j p
 // m' = m where that is at most kSlack more: what was summed up then stays as it is. `has_largest`:
 // whether the largest products are known already.
-template <bool kAdditive, bool kCapped, class E>
-TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t keys,
-                                     const ScoreRule<SumOf<E>>& shared_rule, bool has_largest) {
+template <bool kCapped, class E>
+TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column, int64_t plain,
+                                     int64_t keys, const ScoreRule<SumOf<E>>& shared_rule,
+                                     bool has_largest) {
   using T = SumOf<E>;
   using V = Vec<T>;
   // Copies, because stores to a tile might change what lies in memory.
@@ -123,7 +127,8 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   T* s = x.scores + column;
   const V old_max = V::load(x.row_max + column), zero = V::fill(0);
   const V largest = has_largest ? V::load(x.largest + column) * rule.scale
-                                : largest_score<kAdditive, kCapped>(x, column, keys, rule);
+                                : max(largest_score<false, kCapped>(x, column, 0, plain, rule),
+                                      largest_score<true, kCapped>(x, column, plain, keys, rule));
   V new_max = max(largest, old_max);
   new_max = if_less(old_max + V::fill(kSlack), new_max, new_max, old_max);
   // A row that has seen nothing yet keeps its maximum at -inf; 0 instead makes every exp(-inf - 0)
@@ -131,20 +136,24 @@ TORCH_EXT_INLINE void softmax_column(const ForwardScratch<E>& x, int64_t column,
   const V finite_max = if_equal(new_max, V::fill(-kInfinity<T>), zero, new_max);
   const V factor = exp(old_max - finite_max);
   V sum[4] = {zero, zero, zero, zero};
-  for_each_key(keys, [&](int64_t first, auto count) __attribute__((always_inline)) {
-    V p[count.value];
-    TORCH_EXT_UNROLL
-    for (int i = 0; i < count.value; ++i) {
-      const V stored = V::load(s + (first + i) * width);
-      p[i] = (kAdditive || kCapped ? stored : stored * rule.scale) - finite_max;
-    }
-    exp_without_overflow(p);
-    TORCH_EXT_UNROLL
-    for (int i = 0; i < count.value; ++i) {
-      p[i].store(s + (first + i) * width);
-      sum[i] = sum[i] + p[i];
-    }
-  });
+  const auto weigh = [&](int64_t begin, int64_t end, auto is_score) __attribute__((always_inline)) {
+    for_each_key(begin, end, [&](int64_t first, auto count) __attribute__((always_inline)) {
+      V p[count.value];
+      TORCH_EXT_UNROLL
+      for (int i = 0; i < count.value; ++i) {
+        const V stored = V::load(s + (first + i) * width);
+        p[i] = (is_score.value ? stored : stored * rule.scale) - finite_max;
+      }
+      exp_without_overflow(p);
+      TORCH_EXT_UNROLL
+      for (int i = 0; i < count.value; ++i) {
+        p[i].store(s + (first + i) * width);
+        sum[i] = sum[i] + p[i];
+      }
+    });
+  };
+  weigh(0, plain, Bool<kCapped>());
+  weigh(plain, keys, Bool<true>());
   const V tile_sum = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   new_max.store(x.row_max + column);
   fma(V::load(x.row_sum + column), factor, tile_sum).store(x.row_sum + column);

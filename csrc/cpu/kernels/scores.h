@@ -25,17 +25,22 @@ TORCH_EXT_INLINE KeyRange visible_keys(const Problem& p, int64_t query, int64_t 
   return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
 }
 
-// Whether the window shows every key of the tile to every query.
-TORCH_EXT_INLINE bool is_inside_window(const Problem& p, const TileRange& t) {
-  const int64_t nearest = t.key - (t.query + t.queries - 1) - p.offset;
-  const int64_t farthest = t.key + t.keys - 1 - t.query - p.offset;
-  return nearest >= -p.left && farthest <= p.right;
+// Whether the left limit of the window hides nothing of the tile; whether neither limit does.
+TORCH_EXT_INLINE bool is_inside_left(const Problem& p, const TileRange& t) {
+  return t.key - (t.query + t.queries - 1) - p.offset >= -p.left;
 }
+TORCH_EXT_INLINE bool is_inside_window(const Problem& p, const TileRange& t) {
+  return is_inside_left(p, t) && t.key + t.keys - 1 - t.query - p.offset <= p.right;
+}
+
+// Whether nothing but the window changes scores.
+TORCH_EXT_INLINE bool is_window_alone(const Problem& p) { return !p.mask && !p.bias && !p.slopes; }
 
 enum class Visibility {
   kAll,   // nothing to add but 0, nothing hidden
   kSome,  // add the additive tile
   kNone,  // every entry is hidden: skip the tile
+  kEdge,  // kSome, but there is something to add at an edge alone (visible_products.h)
 };
 
 template <class T>
@@ -125,8 +130,8 @@ template <class T>
 Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* spare) {
   using V = Vec<T>;
   const bool is_inside = is_inside_window(p, t);
-  const bool is_window_alone = !p.mask && !p.bias && !p.slopes;
-  if (is_window_alone && is_inside) return Visibility::kAll;
+  const bool is_fresh = is_window_alone(p);
+  if (is_fresh && is_inside) return Visibility::kAll;
 
   const V hidden = V::fill(-kInfinity<T>);
   const int64_t tile = t.keys * t.width;
@@ -146,7 +151,7 @@ Visibility additive_tile(const Problem& p, const TileRange& t, T* additive, T* s
   bool none = true, only_zeros = true;
   for (int64_t j = 0; j < t.keys; ++j) {
     T* row = additive + j * t.width;
-    if (!is_inside) hide_outside_window(p, t, j, is_window_alone, row);
+    if (!is_inside) hide_outside_window(p, t, j, is_fresh, row);
     for (int64_t i = t.queries; i < t.width; ++i) row[i] = -kInfinity<T>;
     for (int64_t i = 0; (none || only_zeros) && i < t.width; i += V::kSize) {
       const uint32_t queries = (1u << smaller(V::kSize, larger(0, t.queries - i))) - 1;

@@ -3,7 +3,8 @@
 // What a causal limit hides from whole steps of queries is left out of every product: of the
 // scores, whose entries there stay as they were, and of the sums over keys or queries, where their
 // weights would be 0. The terms that are left keep their order, so the bits are those of the whole
-// product.
+// product. Where nothing but such a limit hides, a step sees all of its first keys, and only at the
+// edge, between those and the last that it sees, something is added to its scores.
 #pragma once
 
 #include "cpu/kernels/scores.h"
@@ -20,6 +21,33 @@ constexpr int64_t kStep = 16;
 TORCH_EXT_INLINE int64_t keys_seen(const Problem& p, const TileRange& t, int64_t i) {
   const int64_t last = t.query + smaller(i + kStep, t.queries) - 1;
   return smaller(t.keys, round_up(larger(0, last + p.offset + p.right + 1 - t.key), kStep));
+}
+
+// How many of these have nothing added to the scores of any of these queries, in whole steps.
+TORCH_EXT_INLINE int64_t plain_keys(const Problem& p, const TileRange& t, Visibility seen,
+                                    int64_t i) {
+  if (seen != Visibility::kEdge) return seen == Visibility::kAll ? t.keys : 0;
+  const int64_t first = larger(0, t.query + i + p.offset + p.right + 1 - t.key);
+  return smaller(t.keys, first / kStep * kStep);
+}
+
+// additive_tile for those who add it to no more than keys [plain_keys, keys_seen) of each step: all
+// that is filled at an edge.
+template <class T>
+Visibility additive_edge(const Problem& p, const TileRange& t, T* additive, T* spare) {
+  if (!is_window_alone(p) || !is_inside_left(p, t) || is_inside_window(p, t))
+    return additive_tile<T>(p, t, additive, spare);
+  using V = Vec<T>;
+  const V hidden = V::fill(-kInfinity<T>), zero = V::fill(0), one = V::fill(1);
+  for (int64_t i = 0; i < t.width; i += V::kSize) {
+    const int64_t step = i / kStep * kStep, end = keys_seen(p, t, step);
+    int64_t j = plain_keys(p, t, Visibility::kEdge, step);
+    const V query = V::fill(static_cast<T>(i)) + V::iota();
+    V first = V::fill(static_cast<T>(t.key + j - t.query - p.offset - p.right));  // that sees key j
+    for (; j < end; ++j, first = first + one)
+      if_less(query, first, hidden, zero).store(additive + j * t.width + i);
+  }
+  return Visibility::kEdge;
 }
 
 // use(i, width, keys) for queries [i, i + width) of a tile that see its first `keys`.
@@ -68,26 +96,27 @@ bool all_finite(Rows<const E> x, int64_t rows, int64_t columns) {
     return finite;
   } else {
     using V = Vec<E>;
-    constexpr int kChains = 4;  // that do not wait for each other
+    constexpr int kChains = 8;  // that do not wait for each other
     // A lane stays 0 unless some x * 0 is NaN.
-    V zero[kChains] = {V::fill(0), V::fill(0), V::fill(0), V::fill(0)};
-    for (int64_t r = 0; r < rows; ++r) {
-      const E* row = x.data + r * x.stride;
-      int64_t i = 0;
-      for (; i + kChains * V::kSize <= columns; i += kChains * V::kSize) {
+    V zero[kChains];
+    for (V& chain : zero) chain = V::fill(0);
+    const auto add_rows = [&](int64_t r, auto count) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < columns; i += V::kSize) {
         TORCH_EXT_UNROLL
-        for (int c = 0; c < kChains; ++c)
-          zero[c] = fma(V::load(row + i + c * V::kSize), V::fill(0), zero[c]);
+        for (int c = 0; c < count.value; ++c)
+          zero[c] = fma(V::load(x.data + (r + c) * x.stride + i), V::fill(0), zero[c]);
       }
-      for (; i < columns; i += V::kSize) zero[0] = fma(V::load(row + i), V::fill(0), zero[0]);
-    }
-    const V sum = (zero[0] + zero[1]) + (zero[2] + zero[3]);
-    return equal_lanes(sum, V::fill(0)) == (1u << V::kSize) - 1;
+    };
+    int64_t r = 0;
+    for (; r + kChains <= rows; r += kChains) add_rows(r, Int<kChains>());
+    for (; r < rows; ++r) add_rows(r, Int<1>());
+    for (int c = 1; c < kChains; ++c) zero[0] = zero[0] + zero[c];
+    return equal_lanes(zero[0], V::fill(0)) == (1u << V::kSize) - 1;
   }
 }
 template <class T>
 bool all_finite(const T* row, int64_t count) {
-  return all_finite<T>({row, count}, 1, count);
+  return all_finite<T>({row, Vec<T>::kSize}, count / Vec<T>::kSize, Vec<T>::kSize);
 }
 
 // C = or += A B by product(B), where A is a tile of weights (or its gradient) and `additive` the
@@ -158,23 +187,26 @@ TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms,
 template <class T>
 struct Hidden {
   Visibility seen;
-  const T* additive;  // (keys, width), where some entries are hidden
+  T* additive;  // (keys, width), where some entries are hidden
 };
 
-// Whether products with all rows of B, (terms, columns), need care.
+// Whether products with all rows of B, (terms, columns), need care; for it the additive tile is
+// completed.
 template <class E>
-TORCH_EXT_INLINE Visibility seen_by(Hidden<SumOf<E>> hidden, Rows<const E> b, int64_t terms,
-                                    int64_t columns) {
-  return hidden.seen == Visibility::kAll || all_finite(b, elements<E>(terms), columns)
-             ? Visibility::kAll
-             : hidden.seen;
+TORCH_EXT_INLINE Visibility seen_by(const Problem& p, const TileRange& t, Hidden<SumOf<E>> hidden,
+                                    Rows<const E> b, int64_t terms, int64_t columns) {
+  if (hidden.seen == Visibility::kAll || all_finite(b, elements<E>(terms), columns))
+    return Visibility::kAll;
+  if (hidden.seen == Visibility::kEdge)
+    return additive_tile<SumOf<E>>(p, t, hidden.additive, nullptr);
+  return hidden.seen;
 }
 
 // C (queries x c.stride) = or += A (queries x keys) B (keys x c.stride)
 template <class E, bool kAccumulate>
 void sum_over_keys(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
                    Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
-  const Visibility seen = seen_by<E>(hidden, b, t.keys, c.stride);
+  const Visibility seen = seen_by<E>(p, t, hidden, b, t.keys, c.stride);
   for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
     const int64_t queries = smaller(width, t.queries - i);
     SumOf<E>* out = c.data + i * c.stride;
@@ -191,7 +223,7 @@ void sum_over_keys(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<
 template <class E, bool kAccumulate>
 void sum_over_queries(const Problem& p, const TileRange& t, Broadcast<E> a, Hidden<SumOf<E>> hidden,
                       Rows<const E> b, Rows<SumOf<E>> c, E* spare, Ahead* ahead) {
-  const Visibility seen = seen_by<E>(hidden, b, t.queries, c.stride);
+  const Visibility seen = seen_by<E>(p, t, hidden, b, t.queries, c.stride);
   for_each_step_of_keys(p, t, [&](int64_t j, int64_t keys, int64_t i) {
     const int64_t first = i / kTerms<E>;
     SumOf<E>* out = c.data + j * c.stride;

@@ -112,7 +112,7 @@ TYPED_TEST(HiddenProductTest, NothingReachesWhereAllIsHidden) {
 
 TYPED_TEST(HiddenProductTest, FindsEveryTermThatIsNotFinite) {
   using T = SumOf<TypeParam>;
-  constexpr int64_t kCount = 5 * Vec<T>::kSize;
+  constexpr int64_t kCount = 11 * Vec<T>::kSize;
   T terms[2] = {Terms<TypeParam>::rounded(3e38), Terms<TypeParam>::rounded(-3e38)};
   const TypeParam large = Terms<TypeParam>::element(terms, 1);
   std::vector<TypeParam> row(kCount, large);
@@ -188,6 +188,41 @@ TYPED_TEST(StepsTest, HoldWhatIsSeen) {
         ASSERT_TRUE(is_near || !this->sees(p, t, i, j));
       }
   }
+}
+
+// Beside an edge nothing is hidden, and at it what the window hides.
+TYPED_TEST(StepsTest, HaveEdgesWhereARightLimitAloneHides) {
+  using T = TypeParam;
+  int edges = 0, others = 0;
+  for (int repeat = 0; repeat < 2000; ++repeat) {
+    Problem p;
+    TileRange t;
+    this->draw(p, t);
+    if (repeat % 3 == 0) p.left = this->random_.below(100);
+    const auto sees = [&](int64_t i, int64_t j) {
+      return this->sees(p, t, i, j) && t.key + j >= t.query + i + p.offset - p.left;
+    };
+    const T poison = std::numeric_limits<T>::quiet_NaN();
+    std::vector<T> additive(t.keys * t.width, poison), spare(t.keys * t.width);
+    const Visibility seen = additive_edge<T>(p, t, additive.data(), spare.data());
+    ++(seen == Visibility::kEdge ? edges : others);
+    if (seen == Visibility::kNone) continue;
+    for (int64_t i = 0; i < t.queries; ++i) {
+      const int64_t step = i / kStep * kStep, plain = plain_keys(p, t, seen, step);
+      const int64_t end = keys_seen(p, t, step);
+      ASSERT_LE(plain, end);
+      for (int64_t j = 0; j < t.keys; ++j) {
+        const T entry = additive[j * t.width + i];
+        const bool is_at_edge = j >= plain && j < end;
+        const T want = sees(i, j) ? T(0) : -kInfinity<T>;
+        ASSERT_TRUE(is_at_edge ? entry == want : sees(i, j) == (j < plain))
+            << "query " << i << ", key " << j;
+        ASSERT_TRUE(seen != Visibility::kEdge || is_at_edge || entry != entry);
+      }
+    }
+  }
+  EXPECT_GT(edges, 500);
+  EXPECT_GT(others, 500);
 }
 
 TYPED_TEST(StepsTest, LeaveTheBitsOfWholeProducts) {
