@@ -142,7 +142,7 @@ def make_optimizer(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, betas=betas)
+    return torch.optim.AdamW(groups, betas=betas, fused=True)
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, clip: float) -> float:
