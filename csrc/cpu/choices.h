@@ -41,7 +41,7 @@ struct Choices {
   int64_t private_slice = 65536;
 
   // Up to so many queries, lanes lie along the columns of keys and values (few_queries.h); up to
-  // three fifths of it where tiles multiply pairs of bfloat16, which the rows do not.
+  // three fifths of it where tiles would multiply pairs of bfloat16: few queries are widened.
   int64_t few_queries = 10;
   // Up to so many keys, queries are read as they lie: to transpose them takes longer than to sum up
   // the lanes of so few products.

@@ -131,14 +131,11 @@ class ForwardTask {
     const bool finds_largest =
         seen == Visibility::kAll && !rule_.is_capped && p_.scale >= 0 && !has_few_keys();
     score(t, x, finds_largest);
-    const auto softmax = [&](auto capped) {
-      for (int64_t i = 0; i < x.width; i += V::kSize) {
-        const int64_t step = i / kStep * kStep;
-        softmax_column<capped.value>(x, i, plain_keys(p_, t, seen, step), keys_seen(p_, t, step),
-                                     rule_, finds_largest);
-      }
-    };
-    rule_.is_capped ? softmax(Bool<true>()) : softmax(Bool<false>());
+    with_cap(rule_.is_capped, [&](auto capped) {
+      for_each_column<T>(p_, t, seen, [&](int64_t i, int64_t plain, int64_t end) {
+        softmax_column<capped.value>(x, i, plain, end, rule_, finds_largest);
+      });
+    });
     if (p_.dropout_p > 0) {
       dropout_tile(p_, t, x.z);
       multiply_tile(t.keys * x.width, x.z, x.scores);

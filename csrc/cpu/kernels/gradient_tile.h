@@ -128,7 +128,7 @@ class GradientTile {
                                                             i, t.keys);
       });
     } else {
-      rule_.is_capped ? backward_columns<true>(t, seen) : backward_columns<false>(t, seen);
+      backward_columns(t, seen);
     }
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
     return seen;
@@ -167,15 +167,16 @@ class GradientTile {
                                     {a.data + row * a.row, a.row, a.depth}, b, out, &ahead_);
   }
 
-  // w, ds and ds0 of what a step of queries sees; of all keys for the gradients of bias and slopes.
-  template <bool kCapped>
+  // w, ds and ds0 of what each step of queries sees; of all keys for the gradients of bias and
+  // slopes, beside which there are no edges.
   void backward_columns(const TileRange& t, Visibility seen) const {
-    for (int64_t i = 0; i < t.width; i += V::kSize) {
-      const int64_t step = i / kStep * kStep, plain = plain_keys(p_, t, seen, step);
-      const int64_t end = p_.grad_bias || p_.grad_slopes ? t.keys : keys_seen(p_, t, step);
-      backward_column<false, kCapped>(x_, rule_, i, 0, plain);
-      backward_column<true, kCapped>(x_, rule_, i, plain, end);
-    }
+    const bool takes_all = p_.grad_bias || p_.grad_slopes;
+    with_cap(rule_.is_capped, [&](auto capped) {
+      for_each_column<T>(p_, t, seen, [&](int64_t i, int64_t plain, int64_t end) {
+        backward_column<false, capped.value>(x_, rule_, i, 0, plain);
+        backward_column<true, capped.value>(x_, rule_, i, plain, takes_all ? t.keys : end);
+      });
+    });
   }
 
   // Whether queries are read as they lie. The second order has more products, which transposition

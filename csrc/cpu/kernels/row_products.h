@@ -20,7 +20,7 @@ struct StoredRows {
 };
 
 // Rows of A or W at a time, and how many rows of B they weigh at a time: as many as leave registers
-// for sums and weights. (AVX-512 can multiply by a weight in memory.)
+// for sums and weights. (AVX-512 broadcasts a weight from memory as it multiplies.)
 #ifdef __AVX512F__
 constexpr int kMostRows = 4;
 constexpr int weighed_keys(int) { return 8; }

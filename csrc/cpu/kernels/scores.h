@@ -25,7 +25,8 @@ TORCH_EXT_INLINE KeyRange visible_keys(const Problem& p, int64_t query, int64_t 
   return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
 }
 
-// Whether the left limit of the window hides nothing of the tile; whether neither limit does.
+// Whether the left limit of the window, whether both limits show every key of the tile to every
+// query.
 TORCH_EXT_INLINE bool is_inside_left(const Problem& p, const TileRange& t) {
   return t.key - (t.query + t.queries - 1) - p.offset >= -p.left;
 }
@@ -40,7 +41,7 @@ enum class Visibility {
   kAll,   // nothing to add but 0, nothing hidden
   kSome,  // add the additive tile
   kNone,  // every entry is hidden: skip the tile
-  kEdge,  // kSome, but there is something to add at an edge alone (visible_products.h)
+  kEdge,  // kSome, but of the additive tile the edge alone is there (visible_products.h)
 };
 
 template <class T>
@@ -207,14 +208,18 @@ struct ScoreRule {
   }
 };
 
-// Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand.
+// Calls use(Bool<is_capped>()).
+template <class Use>
+TORCH_EXT_INLINE void with_cap(bool is_capped, const Use& use) {
+  is_capped ? use(Bool<true>()) : use(Bool<false>());
+}
+
+// Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand, whose additive tile is whole.
 template <class Use>
 TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use& use) {
-  const bool is_additive = seen != Visibility::kAll;
-  if (is_additive && is_capped) return use(Bool<true>(), Bool<true>());
-  if (is_additive) return use(Bool<true>(), Bool<false>());
-  if (is_capped) return use(Bool<false>(), Bool<true>());
-  return use(Bool<false>(), Bool<false>());
+  with_cap(is_capped, [&](auto capped) {
+    seen == Visibility::kAll ? use(Bool<false>(), capped) : use(Bool<true>(), capped);
+  });
 }
 
 // out = x z, a whole tile.

@@ -3,8 +3,8 @@
 // What a causal limit hides from whole steps of queries is left out of every product: of the
 // scores, whose entries there stay as they were, and of the sums over keys or queries, where their
 // weights would be 0. The terms that are left keep their order, so the bits are those of the whole
-// product. Where nothing but such a limit hides, a step sees all of its first keys, and only at the
-// edge, between those and the last that it sees, something is added to its scores.
+// product. Where nothing but such a limit changes scores, a step sees all of its first keys, and
+// only at the edge, between those and the last that it sees, something is added to its scores.
 #pragma once
 
 #include "cpu/kernels/scores.h"
@@ -23,7 +23,8 @@ TORCH_EXT_INLINE int64_t keys_seen(const Problem& p, const TileRange& t, int64_t
   return smaller(t.keys, round_up(larger(0, last + p.offset + p.right + 1 - t.key), kStep));
 }
 
-// How many of these have nothing added to the scores of any of these queries, in whole steps.
+// How many of the first keys, in whole steps, have nothing added to their scores with queries
+// [i, i + kStep).
 TORCH_EXT_INLINE int64_t plain_keys(const Problem& p, const TileRange& t, Visibility seen,
                                     int64_t i) {
   if (seen != Visibility::kEdge) return seen == Visibility::kAll ? t.keys : 0;
@@ -31,22 +32,31 @@ TORCH_EXT_INLINE int64_t plain_keys(const Problem& p, const TileRange& t, Visibi
   return smaller(t.keys, first / kStep * kStep);
 }
 
-// additive_tile for those who add it to no more than keys [plain_keys, keys_seen) of each step: all
-// that is filled at an edge.
+// use(i, plain, end) for each vector of queries of a tile: [plain, end) are the keys that its step
+// sees and has something added to.
+template <class T, class Use>
+TORCH_EXT_INLINE void for_each_column(const Problem& p, const TileRange& t, Visibility seen,
+                                      const Use& use) {
+  for (int64_t i = 0; i < t.width; i += Vec<T>::kSize) {
+    const int64_t step = i / kStep * kStep;
+    use(i, plain_keys(p, t, seen, step), keys_seen(p, t, step));
+  }
+}
+
+// As additive_tile; but where a right limit alone hides, only the edge is written: keys [plain,
+// end) of for_each_column.
 template <class T>
 Visibility additive_edge(const Problem& p, const TileRange& t, T* additive, T* spare) {
   if (!is_window_alone(p) || !is_inside_left(p, t) || is_inside_window(p, t))
     return additive_tile<T>(p, t, additive, spare);
   using V = Vec<T>;
   const V hidden = V::fill(-kInfinity<T>), zero = V::fill(0), one = V::fill(1);
-  for (int64_t i = 0; i < t.width; i += V::kSize) {
-    const int64_t step = i / kStep * kStep, end = keys_seen(p, t, step);
-    int64_t j = plain_keys(p, t, Visibility::kEdge, step);
+  for_each_column<T>(p, t, Visibility::kEdge, [&](int64_t i, int64_t j, int64_t end) {
     const V query = V::fill(static_cast<T>(i)) + V::iota();
     V first = V::fill(static_cast<T>(t.key + j - t.query - p.offset - p.right));  // that sees key j
     for (; j < end; ++j, first = first + one)
       if_less(query, first, hidden, zero).store(additive + j * t.width + i);
-  }
+  });
   return Visibility::kEdge;
 }
 
@@ -187,11 +197,11 @@ TORCH_EXT_INLINE void weighted_sum(int64_t rows, int64_t columns, int64_t terms,
 template <class T>
 struct Hidden {
   Visibility seen;
-  T* additive;  // (keys, width), where some entries are hidden
+  T* additive;  // (keys, width), where some entries are hidden; of it the edge alone with kEdge
 };
 
-// Whether products with all rows of B, (terms, columns), need care; for it the additive tile is
-// completed.
+// Whether products with all rows of B, (terms, columns), need care. For that an edge becomes a
+// whole additive tile.
 template <class E>
 TORCH_EXT_INLINE Visibility seen_by(const Problem& p, const TileRange& t, Hidden<SumOf<E>> hidden,
                                     Rows<const E> b, int64_t terms, int64_t columns) {

@@ -71,7 +71,7 @@ TYPED_TEST_SUITE(RowProductsTest, Storages);
 
 constexpr int64_t kColumns[] = {0,  1,  2,  3,  4,  5,   6,   7,   8,  9,
                                 15, 16, 17, 31, 33, 127, 128, 129, 300};
-constexpr int64_t kKeys[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 33};
+constexpr int64_t kKeys[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 33};
 
 TYPED_TEST(RowProductsTest, ProductsOfRows) {
   using T = typename TypeParam::T;

@@ -190,7 +190,7 @@ TYPED_TEST(StepsTest, HoldWhatIsSeen) {
   }
 }
 
-// Beside an edge nothing is hidden, and at it what the window hides.
+// Before an edge nothing is hidden, behind it everything, and at it what the window hides.
 TYPED_TEST(StepsTest, HaveEdgesWhereARightLimitAloneHides) {
   using T = TypeParam;
   int edges = 0, others = 0;
@@ -223,6 +223,45 @@ TYPED_TEST(StepsTest, HaveEdgesWhereARightLimitAloneHides) {
   }
   EXPECT_GT(edges, 500);
   EXPECT_GT(others, 500);
+}
+
+// What an edge leaves unwritten must not matter to visible entries that meet inf.
+TYPED_TEST(StepsTest, CompleteTheEdgeThatMeetsInfinity) {
+  using T = TypeParam;
+  constexpr int64_t kColumns = 3 * Vec<T>::kSize;
+  int edges = 0;
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    Problem p;
+    TileRange t;
+    this->draw(p, t);
+    const int64_t tile = t.keys * t.width;
+    std::vector<T> whole(tile), edge(tile), scores(tile), weights = this->normal(tile);
+    if (additive_tile<T>(p, t, whole.data(), scores.data()) != Visibility::kSome) continue;
+    for (int64_t e = 0; e < tile; ++e)
+      if (whole[e] != 0) weights[e] = 0;
+    auto v = this->normal(t.keys * kColumns), dO = this->normal(t.queries * kColumns);
+    v[this->random_.below(t.keys) * kColumns] = kInfinity<T>;
+    dO[this->random_.below(t.queries) * kColumns] = kInfinity<T>;
+    const auto sums = [&](auto hidden) {
+      std::vector<T> of_queries(t.queries * kColumns), of_keys(t.keys * kColumns);
+      std::vector<T> spare(test::kTileKeys * kColumns);
+      sum_over_keys<T, false>(p, t, {weights.data(), 1, t.width}, hidden(), {v.data(), kColumns},
+                              {of_queries.data(), kColumns}, spare.data(), nullptr);
+      sum_over_queries<T, false>(p, t, {weights.data(), t.width, 1}, hidden(),
+                                 {dO.data(), kColumns}, {of_keys.data(), kColumns}, spare.data(),
+                                 nullptr);
+      return std::pair(of_queries, of_keys);
+    };
+    const auto want = sums([&] { return Hidden<T>{Visibility::kSome, whole.data()}; });
+    const auto got = sums([&] {
+      edge.assign(tile, -kInfinity<T>);
+      const Visibility seen = additive_edge<T>(p, t, edge.data(), scores.data());
+      edges += seen == Visibility::kEdge;
+      return Hidden<T>{seen, edge.data()};
+    });
+    ASSERT_EQ(got, want);
+  }
+  EXPECT_GT(edges, 100);
 }
 
 TYPED_TEST(StepsTest, LeaveTheBitsOfWholeProducts) {
