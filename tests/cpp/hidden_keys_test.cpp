@@ -45,8 +45,12 @@ TEST_P(HiddenKeysTest, NorForTheQueriesBeforeThem) {
     Case c({1, 1, 1, 65, 97, 40, 40}, options);
     const auto of_queries = [&] {
       const auto forward = c.run(GetParam().forward), tangent = c.run(GetParam().tangent);
-      return std::vector{forward[0], forward[1], tangent[0], tangent[1],
-                         c.run(GetParam().backward)[0]};
+      return std::vector{forward[0],
+                         forward[1],
+                         tangent[0],
+                         tangent[1],
+                         c.run(GetParam().backward)[0],
+                         c.run(GetParam().second_order)[0]};
     };
     const auto expected = of_queries();
     for (Tensor* t : {&c.key, &c.value, &c.direction.key, &c.direction.value})

@@ -59,6 +59,14 @@ Visibility additive_rows(const Problem& transposed, const RowTile& t, T* additiv
   return all ? Visibility::kAll : none ? Visibility::kNone : Visibility::kSome;
 }
 
+// Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand.
+template <class Use>
+TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use& use) {
+  with_cap(is_capped, [&](auto capped) {
+    seen == Visibility::kAll ? use(Bool<false>(), capped) : use(Bool<true>(), capped);
+  });
+}
+
 // x *= z, a tile (rows, width). `z` holds (keys, N).
 template <class T>
 void drop_rows(const Problem& p, const RowTile& t, T* x, T* z) {

@@ -46,17 +46,17 @@ TORCH_EXT_INLINE void store_factors(const GradientScratch<E, P> x, const ScoreRu
   }
 }
 
-// Second order: w before dropout, ds, ds0 and ds0'.
+// Second order: w before dropout, ds, ds0 and ds0' of keys [begin, end).
 template <bool kAdditive, bool kCapped, class E, class P>
 TORCH_EXT_INLINE void second_order_column(const GradientScratch<E, P> x,
                                           const ScoreRule<SumOf<E>> rule, bool has_b_dot,
-                                          int64_t column, int64_t keys) {
+                                          int64_t column, int64_t begin, int64_t end) {
   using V = Vec<SumOf<E>>;
   const V lse = V::load(x.lse + column), residual = V::load(x.residual + column);
   const V delta = V::load(x.delta + column), center = V::load(x.center + column),
           mu = V::load(x.mu + column), epsilon = V::load(x.epsilon + column);
   V u = V::fill(0);
-  for (int64_t j = 0; j < keys; ++j) {
+  for (int64_t j = begin; j < end; ++j) {
     const int64_t entry = j * x.width + column;
     const V additive = kAdditive ? V::load(x.additive + entry) : V::fill(0);
     const V p = weight<kAdditive, kCapped>(rule, V::load(x.p + entry), additive, lse, residual, &u);
@@ -76,12 +76,12 @@ TORCH_EXT_INLINE void second_order_column(const GradientScratch<E, P> x,
 template <bool kAdditive, bool kCapped, class E, class P>
 TORCH_EXT_INLINE void kept_column(const GradientScratch<E, P> x, const ScoreRule<SumOf<E>> rule,
                                   const SumOf<E>* origin, const TangentTiles<SumOf<E>> kept,
-                                  int64_t column, int64_t keys) {
+                                  int64_t column, int64_t begin, int64_t end) {
   using V = Vec<SumOf<E>>;
   const V delta = V::load(x.delta + column), epsilon = V::load(x.epsilon + column);
   const V mean = (V::load(x.center + column) - V::load(origin + column)) + V::load(x.mu + column);
   const V minus_mean = V::fill(0) - mean;
-  for (int64_t j = 0; j < keys; ++j) {
+  for (int64_t j = begin; j < end; ++j) {
     const int64_t entry = j * x.width + column;
     const V additive = kAdditive ? V::load(x.additive + entry) : V::fill(0);
     const V p = V::load(kept.p + entry);

@@ -92,8 +92,7 @@ class GradientTile {
 
   // Fills the scratch tiles: w in p, ds, ds0, and ds0' in s_dot.
   Visibility compute(const TileRange& t) {
-    const Visibility seen = kSecondOrder ? additive_tile<T>(p_, t, x_.additive, x_.spare)
-                                         : additive_edge<T>(p_, t, x_.additive, x_.spare);
+    const Visibility seen = additive_edge<T>(p_, t, x_.additive, x_.spare);
     if (seen == Visibility::kNone) return seen;
     const int64_t row = t.key - key_begin_, count = t.keys * t.width;
     const bool needs_ds = p_.grad_query || p_.grad_key || p_.grad_bias || p_.grad_slopes;
@@ -121,15 +120,13 @@ class GradientTile {
       fill_zero(x_.ds, count);
     }
     if constexpr (kSecondOrder) direction_products(t, row, needs_ds && p_.grad_output);
-    if constexpr (kSecondOrder) {
-      with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
-        for (int64_t i = 0; i < t.width; i += V::kSize)
-          second_order_column<additive.value, capped.value>(x_, rule_, adds_to_scores(p_.direction),
-                                                            i, t.keys);
-      });
-    } else {
-      backward_columns(t, seen);
-    }
+    for_each_part(t, seen, [&](auto additive, auto capped, auto... keys) {
+      if constexpr (kSecondOrder)
+        second_order_column<additive.value, capped.value>(x_, rule_, adds_to_scores(p_.direction),
+                                                          keys...);
+      else
+        backward_column<additive.value, capped.value>(x_, rule_, keys...);
+    });
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
     return seen;
   }
@@ -167,14 +164,16 @@ class GradientTile {
                                     {a.data + row * a.row, a.row, a.depth}, b, out, &ahead_);
   }
 
-  // w, ds and ds0 of what each step of queries sees; of all keys for the gradients of bias and
-  // slopes, beside which there are no edges.
-  void backward_columns(const TileRange& t, Visibility seen) const {
+  // use(Bool<kAdditive>(), Bool<kCapped>(), column, begin, end) for the keys that each step of
+  // queries sees; for all keys where the gradients of bias and slopes are wanted, beside which
+  // there are no edges.
+  template <class Use>
+  void for_each_part(const TileRange& t, Visibility seen, const Use& use) const {
     const bool takes_all = p_.grad_bias || p_.grad_slopes;
     with_cap(rule_.is_capped, [&](auto capped) {
       for_each_column<T>(p_, t, seen, [&](int64_t i, int64_t plain, int64_t end) {
-        backward_column<false, capped.value>(x_, rule_, i, 0, plain);
-        backward_column<true, capped.value>(x_, rule_, i, plain, takes_all ? t.keys : end);
+        use(Bool<false>(), capped, i, 0, plain);
+        use(Bool<true>(), capped, i, plain, takes_all ? t.keys : end);
       });
     });
   }
@@ -224,9 +223,8 @@ class GradientTile {
 
   void take_kept(const TileRange& t, Visibility seen) const {
     const TangentTiles<T> kept = kept_.tile(t.key / plan_.cut.tile_keys);
-    with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
-      for (int64_t i = 0; i < t.width; i += V::kSize)
-        kept_column<additive.value, capped.value>(x_, rule_, origin_, kept, i, t.keys);
+    for_each_part(t, seen, [&](auto additive, auto capped, auto... keys) {
+      kept_column<additive.value, capped.value>(x_, rule_, origin_, kept, keys...);
     });
   }
 

@@ -214,14 +214,6 @@ TORCH_EXT_INLINE void with_cap(bool is_capped, const Use& use) {
   is_capped ? use(Bool<true>()) : use(Bool<false>());
 }
 
-// Calls use(Bool<kAdditive>(), Bool<kCapped>()) for the tile at hand, whose additive tile is whole.
-template <class Use>
-TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use& use) {
-  with_cap(is_capped, [&](auto capped) {
-    seen == Visibility::kAll ? use(Bool<false>(), capped) : use(Bool<true>(), capped);
-  });
-}
-
 // out = x z, a whole tile.
 template <class T>
 void multiply_tile(int64_t count, const T* z, const T* x, T* out) {

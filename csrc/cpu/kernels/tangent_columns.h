@@ -28,20 +28,27 @@ class TangentColumns {
   bool has_dp() const { return has_dp_; }
   bool is_capped() const { return rule_.is_capped; }
 
-  // s -> p and q' k^T + q k'^T -> p (s' - origin); their moments are added to those of the rows.
-  template <bool kAdditive, bool kCapped>
-  void add(const TangentTiles<T>& tiles, int64_t column, int64_t keys) const {
+  // s -> p and q' k^T + q k'^T -> p (s' - origin); their moments are added to those of the rows. Of
+  // the `keys` of the tile the first `end` are seen, of those the first `plain` with nothing added.
+  template <bool kCapped>
+  void add(const TangentTiles<T>& tiles, int64_t column, int64_t plain, int64_t end,
+           int64_t keys) const {
     // Copies, here and below, because stores to a tile might change what lies in memory.
     const TangentTiles<T> now = tiles;
-    RowMoments<T> tile = weigh<kAdditive, kCapped>(now, column, keys);
-    RowMoments<T> row = x_.moments.load(column);
+    RowMoments<T> tile = RowMoments<T>::zero(), row = x_.moments.load(column);
+    weigh<false, kCapped>(now, column, 0, plain, tile);
+    weigh<true, kCapped>(now, column, plain, end, tile);
+    tile.center = tile.mean(tile.s_dot);
     // The mean of the first tile that has weight, if it has its share of it: in a tile without,
     // such as keys far away under ALiBi, s' says little of the rest.
     const T share = static_cast<T>(keys) / static_cast<T>(4 * keys_);
     const V mean = if_less(tile.weight, V::fill(share), V::fill(0), tile.center);
     const V origin = if_equal(row.weight, V::fill(0), mean, V::load(x_.origin + column));
     origin.store(x_.origin + column);
-    take_apart<kAdditive>(now, column, keys, origin, tile);
+    const V mean_dp = tile.mean(tile.dp);
+    tile.s_dot = V::fill(0);
+    take_apart<false>(now, column, 0, plain, origin, mean_dp, tile);
+    take_apart<true>(now, column, plain, end, origin, mean_dp, tile);
     row.add(tile);
     x_.moments.store(column, row);
   }
@@ -52,19 +59,21 @@ class TangentColumns {
   // Sums of few keys are added up, which keeps rounding errors small.
   static constexpr int64_t kFewKeys = 8;
 
-  // s -> p and q' k^T + q k'^T -> s'. Returns moments of the tile, centred at the mean of s'.
+  // s -> p and q' k^T + q k'^T -> s' of keys [begin, end), whole groups of few but for the last;
+  // their moments are added to those of the tile.
   template <bool kAdditive, bool kCapped>
-  RowMoments<T> weigh(const TangentTiles<T> now, int64_t column, int64_t keys) const {
+  void weigh(const TangentTiles<T> now, int64_t column, int64_t begin, int64_t end,
+             RowMoments<T>& moments) const {
     const V lse = V::load(x_.lse + column), residual = V::load(x_.residual + column);
     const ScoreRule<T> rule = rule_;
     const bool has_b_dot = has_b_dot_, keeps = keeps_, has_dp = kSecondOrder && has_dp_;
     const int64_t width = x_.width;
     const T *additive_tile = x_.additive, *b_dot = x_.b_dot;
     V u = V::fill(0);
-    RowMoments<T> tile = RowMoments<T>::zero();
-    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
+    RowMoments<T> tile = moments;
+    for (; begin < end; begin += kFewKeys) {
       RowMoments<T> few = RowMoments<T>::zero();
-      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
+      for (int64_t j = begin; j < smaller(end, begin + kFewKeys); ++j) {
         const int64_t entry = j * width + column;
         const V additive = kAdditive ? V::load(additive_tile + entry) : V::fill(0);
         const V p =
@@ -93,24 +102,21 @@ class TangentColumns {
       tile.dp = tile.dp + few.dp;
       tile.dp_dot = tile.dp_dot + few.dp_dot;
     }
-    tile.center = tile.mean(tile.s_dot);
-    return tile;
+    moments = tile;
   }
 
-  // s' -> p (s' - origin), and what is left of the tile's moments: sum(p (s' - center)), the
-  // covariance of s' and dp.
+  // s' -> p (s' - origin) of keys [begin, end), and what is left of the tile's moments:
+  // sum(p (s' - center)), the covariance of s' and dp.
   template <bool kAdditive>
-  void take_apart(const TangentTiles<T> now, int64_t column, int64_t keys, V origin,
-                  RowMoments<T>& moments) const {
+  void take_apart(const TangentTiles<T> now, int64_t column, int64_t begin, int64_t end, V origin,
+                  V mean_dp, RowMoments<T>& moments) const {
     RowMoments<T> tile = moments;
-    const V mean_dp = tile.mean(tile.dp);
     const bool has_dp = kSecondOrder && has_dp_;
     const int64_t width = x_.width;
     const T* additive_tile = x_.additive;
-    tile.s_dot = V::fill(0);
-    for (int64_t begin = 0; begin < keys; begin += kFewKeys) {
+    for (; begin < end; begin += kFewKeys) {
       V sum = V::fill(0), covariance = V::fill(0);
-      for (int64_t j = begin; j < smaller(keys, begin + kFewKeys); ++j) {
+      for (int64_t j = begin; j < smaller(end, begin + kFewKeys); ++j) {
         const int64_t entry = j * width + column;
         const V additive = kAdditive ? V::load(additive_tile + entry) : V::fill(0);
         const V p = V::load(now.p + entry), s_dot = V::load(now.s_dot + entry);

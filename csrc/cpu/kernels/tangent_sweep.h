@@ -71,7 +71,7 @@ class TangentTask {
   }
 
   void tile(const TileRange& t) {
-    const Visibility seen = additive_tile<T>(p_, t, x_.additive, x_.spare);
+    const Visibility seen = additive_edge<T>(p_, t, x_.additive, x_.spare);
     if (seen == Visibility::kNone) return;
     const Direction& direction = p_.direction;
     const bool needs_values = columns_.has_dp() || p_.output_tangent;
@@ -102,9 +102,10 @@ class TangentTask {
       fill_zero(now_.dp_dot, count);
     }
 
-    with_score_kind(seen, columns_.is_capped(), [&](auto additive, auto capped) {
-      for (int64_t i = 0; i < t.width; i += Vec<T>::kSize)
-        columns_.template add<additive.value, capped.value>(now_, i, t.keys);
+    with_cap(columns_.is_capped(), [&](auto capped) {
+      for_each_column<T>(p_, t, seen, [&](int64_t i, int64_t plain, int64_t end) {
+        columns_.template add<capped.value>(now_, i, plain, end, t.keys);
+      });
     });
     if (!p_.output_tangent) return;
     // o' += (p (s' - origin)) v + p v', both weights times z. What is kept stays as it is.
