@@ -120,12 +120,12 @@ class GradientTile {
       fill_zero(x_.ds, count);
     }
     if constexpr (kSecondOrder) direction_products(t, row, needs_ds && p_.grad_output);
-    for_each_part(t, seen, [&](auto additive, auto capped, auto... keys) {
+    for_each_part(t, seen, [&](auto additive, auto capped, auto... part) {
       if constexpr (kSecondOrder)
         second_order_column<additive.value, capped.value>(x_, rule_, adds_to_scores(p_.direction),
-                                                          keys...);
+                                                          part...);
       else
-        backward_column<additive.value, capped.value>(x_, rule_, keys...);
+        backward_column<additive.value, capped.value>(x_, rule_, part...);
     });
     if (has_dropout) multiply_tile(count, x_.z, x_.p);
     return seen;
@@ -164,9 +164,9 @@ class GradientTile {
                                     {a.data + row * a.row, a.row, a.depth}, b, out, &ahead_);
   }
 
-  // use(Bool<kAdditive>(), Bool<kCapped>(), column, begin, end) for the keys that each step of
-  // queries sees; for all keys where the gradients of bias and slopes are wanted, beside which
-  // there are no edges.
+  // use(Bool<kAdditive>(), Bool<kCapped>(), column, begin, end): keys that a step of queries sees,
+  // first those with nothing added to their scores; in all, every key of the tile where the
+  // gradients of bias and slopes are wanted, beside which there are no edges.
   template <class Use>
   void for_each_part(const TileRange& t, Visibility seen, const Use& use) const {
     const bool takes_all = p_.grad_bias || p_.grad_slopes;
@@ -223,8 +223,8 @@ class GradientTile {
 
   void take_kept(const TileRange& t, Visibility seen) const {
     const TangentTiles<T> kept = kept_.tile(t.key / plan_.cut.tile_keys);
-    for_each_part(t, seen, [&](auto additive, auto capped, auto... keys) {
-      kept_column<additive.value, capped.value>(x_, rule_, origin_, kept, keys...);
+    for_each_part(t, seen, [&](auto additive, auto capped, auto... part) {
+      kept_column<additive.value, capped.value>(x_, rule_, origin_, kept, part...);
     });
   }
 
