@@ -113,16 +113,18 @@ class RotaryEmbedding(nn.Module):
         check_input("RotaryEmbedding", "x", x, "head_size", self.head_size)
         _check_positions("RotaryEmbedding", x, positions, offset)
         angles = _angles(x, self.head_size, self.base, positions, offset)
-        if self.interleaved:
-            angles = angles.repeat_interleave(2, dim=-1)
-            swapped = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
-        else:
-            angles = torch.cat((angles, angles), dim=-1)
-            half = self.head_size // 2
-            swapped = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        turned = x * angles.cos().to(dtype) + swapped * angles.sin().to(dtype)
-        return turned.to(x.dtype)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        if self.interleaved:
+            cos = cos.repeat_interleave(2, dim=-1)
+            sin = torch.stack((-sin, sin), dim=-1).flatten(-2)
+            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+            swapped = torch.stack((second, first), dim=-1).flatten(-2)
+        else:
+            cos = torch.cat((cos, cos), dim=-1)
+            sin = torch.cat((-sin, sin), dim=-1)
+            swapped = x.roll(self.head_size // 2, -1)
+        return (x * cos + swapped * sin).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What print shows between the parentheses."""
