@@ -139,10 +139,12 @@ TORCH_EXT_INLINE int64_t head_offset(const Problem& p, const Operand& operand, i
                                      int64_t group = 1) {
   int64_t offset = 0;
   for (int d = p.leading_dims - 1; d >= 0; --d) {
-    int64_t index = head % p.leading_sizes[d];
-    head /= p.leading_sizes[d];
-    if (d == p.leading_dims - 1) index /= group;
+    // Divisions take long: what is left for the first dimension is its index.
+    const int64_t outer = d == 0 ? 0 : head / p.leading_sizes[d];
+    int64_t index = head - outer * p.leading_sizes[d];
+    if (d == p.leading_dims - 1 && group > 1) index /= group;
     offset += index * operand.leading_strides[d];
+    head = outer;
   }
   return offset;
 }

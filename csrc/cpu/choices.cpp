@@ -146,10 +146,11 @@ int64_t Chunks::begin(int64_t i) const {
 Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }
 
 int64_t most_threads(int64_t heads, const Sizes& s, const Choices& numbers) {
+  constexpr double kHead = 1024;
   // Lengths may be so large that their product has no int64_t.
-  const double pairs =
-      static_cast<double>(heads) * std::max<int64_t>(1, s.queries) * std::max<int64_t>(1, s.keys);
-  const bool is_small = pairs * std::max(s.head_size, s.value_head_size) <= numbers.one_thread;
+  const double pairs = 1.0 * std::max<int64_t>(1, s.queries) * std::max<int64_t>(1, s.keys);
+  const double of_head = kHead + pairs * std::max(s.head_size, s.value_head_size);
+  const bool is_small = heads * of_head <= numbers.one_thread;
   return is_small ? 1 : std::numeric_limits<int64_t>::max();
 }
 

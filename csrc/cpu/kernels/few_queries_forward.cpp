@@ -70,10 +70,7 @@ TORCH_EXT_INLINE T score_row(const ScoreRule<T>& rule, const RowTile& t, const T
     if constexpr (kAdditive || kCapped) score.store(s + j);
     largest = max(score, largest);
   }
-  T lanes[V::kSize], row_max = -kInfinity<T>;
-  largest.store(lanes);
-  for (const T x : lanes) row_max = x > row_max ? x : row_max;
-  return row_max;
+  return max_lanes(largest);
 }
 
 // p = exp(score - m) along a row, rounded as in weights.h; returns the sum.

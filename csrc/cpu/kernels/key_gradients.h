@@ -68,8 +68,8 @@ TORCH_EXT_INLINE void sum_block(int64_t rows, Rows<const T> w, Rows<const T> b,
   }
 }
 
-// Calls store(sum, key, column of its first lane) for all of out; cols is a vector or more, and
-// lanes of the last one may be summed twice.
+// Calls store(sum, key, column of its first lane) for all of out; lanes of the last vector may be
+// summed twice, or lie beyond cols where that is less than a vector.
 template <class T, class Store>
 TORCH_EXT_INLINE void for_each_sum(int64_t rows, int64_t keys, int64_t cols, Rows<const T> w,
                                    Rows<const T> b, const Store& store) {
@@ -84,20 +84,20 @@ TORCH_EXT_INLINE void for_each_sum(int64_t rows, int64_t keys, int64_t cols, Row
     int64_t c = 0;
     for (; c + kSumVectors * kSize <= cols; c += kSumVectors * kSize)
       columns_from(c, Int<kSumVectors>());
-    for (; c < cols; c += kSize) columns_from(smaller(c, cols - kSize), Int<1>());
+    for (; c < cols; c += kSize) columns_from(larger(0, smaller(c, cols - kSize)), Int<1>());
   };
   int64_t key = 0;
   for (; key + kSumKeys <= keys; key += kSumKeys) keys_from(key, Int<kSumKeys>());
   for (; key < keys; ++key) keys_from(key, Int<1>());
 }
 
-// Writes out = factor W^T B, rounded once; false, and nothing done, where its rows are shorter than
-// a vector or their elements apart.
+// Writes out = factor W^T B, rounded once; false, and nothing done, where the elements of its rows
+// are apart. Rows of B are whole vectors.
 template <class T>
 bool write_key_gradients(int64_t rows, Rows<const T> w, Rows<const T> b, T factor,
                          const KeyGradient& out) {
   constexpr int kSize = Vec<T>::kSize;
-  if (out.x.col_stride != 1 || out.cols < kSize) return false;
+  if (out.x.col_stride != 1) return false;
   const Vec<T> by = Vec<T>::fill(factor);
   with_storage<T>(out.x.dtype, [&](auto storage) {
     using S = decltype(storage);
@@ -111,6 +111,12 @@ bool write_key_gradients(int64_t rows, Rows<const T> w, Rows<const T> b, T facto
               rows, out.rows, out.cols, w, b,
               [&](Vec<T> sum, int64_t key, int64_t c)
                   __attribute__((always_inline)) { (sum * by).stream(start + key * stride + c); });
+      if (out.cols < kSize)
+        return for_each_sum<T>(rows, out.rows, out.cols, w, b,
+                               [&](Vec<T> sum, int64_t key, int64_t)
+                                   __attribute__((always_inline)) {
+                                     store_rounded(sum * by, start + key * stride, out.cols);
+                                   });
       for_each_sum<T>(rows, out.rows, out.cols, w, b,
                       [&](Vec<T> sum, int64_t key, int64_t c) __attribute__((always_inline)) {
                         store_rounded(sum * by, start + key * stride + c);

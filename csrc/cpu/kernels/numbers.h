@@ -107,32 +107,50 @@ TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p) {
 }
 
 // Rounded as `narrow` does.
-TORCH_EXT_INLINE void store_rounded(Vec<float> x, BFloat16* p) {
+TORCH_EXT_INLINE __m256i round_to(Vec<float> x, BFloat16) {
   const __m512i bits = _mm512_castps_si512(x.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_srli_epi32(
       _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(
-                                                         nan, rounded, _mm512_set1_epi32(0x7fc0))));
+  return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7fc0)));
 }
-TORCH_EXT_INLINE void store_rounded(Vec<float> x, Float16* p) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+TORCH_EXT_INLINE __m256i round_to(Vec<float> x, Float16) {
+  return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT);
+}
+template <class S>
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, S* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_to(x, S()));
+}
+
+TORCH_EXT_INLINE __mmask16 first_lanes(int64_t count) {
+  return static_cast<__mmask16>((1u << count) - 1);
 }
 
 // The first `count` < kSize lanes, the others 0; nothing behind them is read.
 TORCH_EXT_INLINE Vec<float> load_stored(const float* p, int64_t count) {
-  return {_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p)};
+  return {_mm512_maskz_loadu_ps(first_lanes(count), p)};
 }
 TORCH_EXT_INLINE Vec<double> load_stored(const double* p, int64_t count) {
-  return {_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), p)};
+  return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(count)), p)};
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const BFloat16* p, int64_t count) {
-  return widen_bfloat16(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p));
+  return widen_bfloat16(_mm256_maskz_loadu_epi16(first_lanes(count), p));
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p, int64_t count) {
-  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << count) - 1), p))};
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(count), p))};
+}
+
+// The first `count` < kSize lanes; nothing behind them is written.
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, float* p, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), x.v);
+}
+TORCH_EXT_INLINE void store_rounded(Vec<double> x, double* p, int64_t count) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(count)), x.v);
+}
+template <class S>
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, S* p, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), round_to(x, S()));
 }
 
 #else  // AVX2 and F16C
@@ -148,19 +166,21 @@ TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p) {
 }
 
 // Rounded as `narrow` does.
-TORCH_EXT_INLINE void store_rounded(Vec<float> x, BFloat16* p) {
+TORCH_EXT_INLINE __m128i round_to(Vec<float> x, BFloat16) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_srli_epi32(
       _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
   const __m256i chosen = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(p),
-      _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1)));
+  return _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1));
 }
-TORCH_EXT_INLINE void store_rounded(Vec<float> x, Float16* p) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+TORCH_EXT_INLINE __m128i round_to(Vec<float> x, Float16) {
+  return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT);
+}
+template <class S>
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, S* p) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_to(x, S()));
 }
 
 // `count` < 8 numbers of 16 bits, zeros behind them. AVX2 has no masked load of them: two
@@ -185,21 +205,56 @@ TORCH_EXT_INLINE __m128i load_bits(const void* p, int64_t count) {
   return _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low));
 }
 
-// The first `count` of 1 … kSize - 1 lanes, the others 0; nothing behind them is read.
-TORCH_EXT_INLINE Vec<float> load_stored(const float* p, int64_t count) {
+// The reverse, by pieces of 8, 4 and 2 bytes.
+TORCH_EXT_INLINE void store_bits(__m128i bits, void* p, int64_t count) {
+  char* out = static_cast<char*>(p);
+  int64_t rest = _mm_cvtsi128_si64(bits);
+  if (count & 4) {
+    __builtin_memcpy(out, &rest, 8);
+    out += 8;
+    rest = _mm_extract_epi64(bits, 1);
+  }
+  if (count & 2) {
+    __builtin_memcpy(out, &rest, 4);
+    out += 4;
+    rest >>= 32;
+  }
+  if (count & 1) __builtin_memcpy(out, &rest, 2);
+}
+
+TORCH_EXT_INLINE __m256i first_lanes(int64_t count, float) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return {
-      _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane))};
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+}
+TORCH_EXT_INLINE __m256i first_lanes(int64_t count, double) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+// The first `count` < kSize lanes, of 16-bit numbers 1 at least, the others 0; nothing behind them
+// is read.
+TORCH_EXT_INLINE Vec<float> load_stored(const float* p, int64_t count) {
+  return {_mm256_maskload_ps(p, first_lanes(count, float()))};
 }
 TORCH_EXT_INLINE Vec<double> load_stored(const double* p, int64_t count) {
-  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
-  return {_mm256_maskload_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane))};
+  return {_mm256_maskload_pd(p, first_lanes(count, double()))};
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const BFloat16* p, int64_t count) {
   return widen_bfloat16(load_bits(p, count));
 }
 TORCH_EXT_INLINE Vec<float> load_stored(const Float16* p, int64_t count) {
   return {_mm256_cvtph_ps(load_bits(p, count))};
+}
+
+// The first `count` < kSize lanes; nothing behind them is written.
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, float* p, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count, float()), x.v);
+}
+TORCH_EXT_INLINE void store_rounded(Vec<double> x, double* p, int64_t count) {
+  _mm256_maskstore_pd(p, first_lanes(count, double()), x.v);
+}
+template <class S>
+TORCH_EXT_INLINE void store_rounded(Vec<float> x, S* p, int64_t count) {
+  store_bits(round_to(x, S()), p, count);
 }
 
 #endif

@@ -222,12 +222,14 @@ TORCH_EXT_INLINE void write_scaled_rows(const T* tile, int64_t stride, int64_t r
       for (int64_t r = 0; r < rows; ++r, out += x.row_stride) {
         const T* in = tile + r * stride;
         const T by = factor(r);
-        if (x.col_stride == 1 && cols >= kSize)
+        if (x.col_stride != 1)
+          for (int64_t c = 0; c < cols; ++c) narrow(in[c] * by, out + c * x.col_stride);
+        else if (cols < kSize)
+          store_rounded(load_stored(in, cols) * Vec<T>::fill(by), out, cols);
+        else
           for_covering_blocks<kSize>(cols, [&](int64_t c) __attribute__((always_inline)) {
             store_rounded(Vec<T>::load(in + c) * Vec<T>::fill(by), out + c);
           });
-        else
-          for (int64_t c = 0; c < cols; ++c) narrow(in[c] * by, out + c * x.col_stride);
       }
     }
   });

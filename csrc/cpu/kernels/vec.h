@@ -103,6 +103,12 @@ TORCH_EXT_INLINE Vec<double> power_of_two(Vec<double> shifted) {
   return {_mm512_castsi512_pd(_mm512_add_epi64(exponent, _mm512_set1_epi64(INT64_C(1023) << 52)))};
 }
 
+// Pair by pair, the lower half with the upper half. The largest of lanes that are not NaN.
+TORCH_EXT_INLINE float sum_lanes(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
+TORCH_EXT_INLINE double sum_lanes(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
+TORCH_EXT_INLINE float max_lanes(Vec<float> a) { return _mm512_reduce_max_ps(a.v); }
+TORCH_EXT_INLINE double max_lanes(Vec<double> a) { return _mm512_reduce_max_pd(a.v); }
+
 #else  // AVX2 and FMA
 
 template <>
@@ -170,6 +176,25 @@ TORCH_EXT_INLINE Vec<double> power_of_two(Vec<double> shifted) {
   const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
   return {_mm256_castsi256_pd(_mm256_add_epi64(exponent, _mm256_set1_epi64x(INT64_C(1023) << 52)))};
 }
+// Pair by pair, the lower half with the upper half. The largest of lanes that are not NaN.
+TORCH_EXT_INLINE float sum_lanes(Vec<float> a) {
+  const __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 y = _mm_add_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+TORCH_EXT_INLINE double sum_lanes(Vec<double> a) {
+  const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+}
+TORCH_EXT_INLINE float max_lanes(Vec<float> a) {
+  const __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 y = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+TORCH_EXT_INLINE double max_lanes(Vec<double> a) {
+  const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
+}
 
 #endif
 
@@ -201,16 +226,6 @@ TORCH_EXT_INLINE Vec<T> abs(Vec<T> a) {
 template <class T>
 TORCH_EXT_INLINE Vec<T> fma_unless_zero(Vec<T> a, Vec<T> b, Vec<T> c) {
   return if_equal(b, Vec<T>::fill(0), c, fma(a, b, c));
-}
-
-// Always in the same order.
-template <class T>
-TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
-  T lanes[Vec<T>::kSize];
-  a.store(lanes);
-  T sum = 0;
-  for (int i = 0; i < Vec<T>::kSize; ++i) sum += lanes[i];
-  return sum;
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "../helpers.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
@@ -96,9 +98,16 @@ TYPED_TEST(VecTest, FillIotaAndSum) {
     EXPECT_EQ(counted[i], T(i));
   }
   EXPECT_EQ(sum_lanes(Vec<T>::iota()), T(kSize * (kSize - 1) / 2));
-  T ordered[kSize] = {std::ldexp(T(1), 80), -std::ldexp(T(1), 80),
-                      1};  // another order gives another sum
+  T ordered[kSize] = {std::ldexp(T(1), 80), 1};  // in another order the 1 is lost
+  ordered[kSize / 2] = -ordered[0];
   EXPECT_EQ(sum_lanes(Vec<T>::load(ordered)), T(1));
+  for (int i = 0; i < kSize; ++i) {
+    T largest[kSize];
+    std::fill_n(largest, kSize, -kInfinity<T>);
+    EXPECT_EQ(max_lanes(Vec<T>::load(largest)), -kInfinity<T>);
+    largest[i] = T(-3);
+    EXPECT_EQ(max_lanes(Vec<T>::load(largest)), T(-3));
+  }
 }
 
 TYPED_TEST(VecTest, StreamsWhatItHolds) {
