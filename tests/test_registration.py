@@ -33,8 +33,8 @@ RESULT_TANGENTS = "Tensor output_tangent, Tensor logsumexp_tangent"
 
 SCHEMAS = {
     "attention": f"(Tensor query, Tensor key, Tensor value, {OPTIONS}) -> Tensor",
-    "_attention": "(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale)"
-    " -> Tensor",
+    "_attention": "(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale, "
+    "Tensor? mask=None, Tensor? bias=None) -> Tensor",
     "attention_forward": f"(Tensor query, Tensor key, Tensor value, *, {OPTIONS})"
     " -> (Tensor output, Tensor logsumexp, Tensor logsumexp_residual)",
     "attention_backward": f"({GRADS}{SAVED}{OPTIONS}, bool[6] output_mask="

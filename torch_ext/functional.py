@@ -103,10 +103,9 @@ def attention(
         Attention Sinks", as a learned score as in OpenAI 2025, "gpt-oss"; dropout Srivastava et al.
         2014, with the numbers of Salmon et al. 2011, "Parallel Random Numbers" (Philox).
     """
-    if (
-        mask is None
-        and bias is None
-        and window_left is None
+    # The usual calls: handing all options over would take longer than a small problem.
+    is_usual = (
+        window_left is None
         and window_right is None
         and isinstance(bottom_right, bool)
         and not bottom_right
@@ -121,9 +120,15 @@ def attention(
         and isinstance(query, Tensor)
         and isinstance(key, Tensor)
         and isinstance(value, Tensor)
-    ):
-        # The usual call: handing all options over would take longer than a small problem.
+    )
+    if is_usual and mask is None and bias is None:
         output: Tensor = _attention_with_few_options(query, key, value, is_causal, scale)
+    elif (
+        is_usual
+        and (mask is None or isinstance(mask, Tensor))
+        and (bias is None or isinstance(bias, Tensor))
+    ):
+        output = _attention_with_few_options(query, key, value, is_causal, scale, mask, bias)
     else:
         if not is_scripting():
             scale, softcap = numbers_of_numpy(scale, softcap)

@@ -33,10 +33,14 @@ Tensor attention(AttentionArguments a) {
 }
 
 Tensor attention_with_few_options(const Tensor& query, const Tensor& key, const Tensor& value,
-                                  bool is_causal, std::optional<double> scale) {
+                                  bool is_causal, std::optional<double> scale,
+                                  const std::optional<Tensor>& mask,
+                                  const std::optional<Tensor>& bias) {
   AttentionArguments a{query, key, value, {}};
   a.options.is_causal = is_causal;
   a.options.scale = scale;
+  a.options.mask = mask;
+  a.options.bias = bias;
   return attention(std::move(a));
 }
 

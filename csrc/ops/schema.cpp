@@ -35,8 +35,8 @@ TORCH_LIBRARY(torch_ext, m) {
 
   // `attention` without other options: handing over an argument from Python takes time that small
   // problems notice.
-  m.def("_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale) -> Tensor",
-        tags);
+  m.def("_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale, "
+        "Tensor? mask=None, Tensor? bias=None) -> Tensor", tags);
 
   // The weights are exp((S - logsumexp) - logsumexp_residual): the residual is what rounding
   // logsumexp to its type lost. It is not differentiable; output and logsumexp are.

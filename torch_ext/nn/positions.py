@@ -118,7 +118,8 @@ class RotaryEmbedding(nn.Module):
         if self.interleaved:
             cos = cos.repeat_interleave(2, dim=-1)
             sin = torch.stack((-sin, sin), dim=-1).flatten(-2)
-            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+            pairs: Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+            first, second = pairs.unbind(-1)
             swapped = torch.stack((second, first), dim=-1).flatten(-2)
         else:
             cos = torch.cat((cos, cos), dim=-1)
