@@ -3,6 +3,7 @@
     make bench                                  # all of it, in minutes, into runs/benchmark
     make bench ARGS=--quick                     # a minute
     make bench ARGS="--only 'cases: decode'"    # a part of it
+    make bench ARGS="--only random: --seed 1"   # other random cases
 
 Calls take turns in one process and the minimum of many repeats counts. Ratios above 1 mean that
 torch_ext is faster. SDPA is called as a user would call it and picks its own path; "math" is its
@@ -47,6 +48,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seconds",
         type=positive(float),
         help=f"time for each measurement (default: {FULL_SECONDS}, quick {QUICK_SECONDS})",
+    )
+    add(
+        "--seed",
+        type=int,
+        default=Settings.seed,
+        help="draws the random cases (default: %(default)s)",
     )
     add(
         "--out",
@@ -100,6 +107,7 @@ def machine_rows(settings: Settings) -> list[Row]:
     """What the machine is and what it can give."""
     rows = dict(description(settings.threads))
     rows["seconds for each measurement"] = f"{settings.seconds:g}"
+    rows["seed of the random cases"] = str(settings.seed)
     counts = sorted({1, settings.threads})
     for kind in settings.peak.kinds():
         for threads in counts:
@@ -133,7 +141,7 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
     seconds = options.seconds or (QUICK_SECONDS if options.quick else FULL_SECONDS)
-    settings = Settings(options.threads, seconds, options.quick)
+    settings = Settings(options.threads, seconds, options.quick, seed=options.seed)
     chosen = choose(all_steps(settings), options.only)
     if any(step.part == "peers" for step in chosen):
         for name, reason in peers.absent().items():

@@ -29,6 +29,7 @@ class Settings:
     seconds: float  # for each measurement
     quick: bool
     device: str = "cpu"
+    seed: int = 20250131  # of the random cases
 
     @cached_property
     def peak(self) -> Peak:

@@ -47,6 +47,8 @@ def test_random_cases_are_the_same_each_time_and_within_their_bounds() -> None:
     cases = random_cases.draw()
     assert cases == random_cases.draw()
     assert cases != random_cases.draw(seed=1)
+    others = random_cases.steps(replace(SMALL, seed=1))
+    assert [x.name for x in others] != [x.name for x in random_cases.steps(SMALL)]
     assert len(cases) == 200
     for case in cases:
         b, h, h_kv, n, m, d, e = case.sizes
