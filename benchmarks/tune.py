@@ -1,7 +1,7 @@
 """Finds the numbers of csrc/cpu/choices.h again on this machine, and draws what was tried.
 
     make tune                                 # all of them, in minutes, into runs/tuning
-    make tune ARGS=--quick                    # about a minute
+    make tune ARGS=--quick                    # a minute or two
     make tune ARGS="--only tile"              # a part of them
 
 Each value runs in a process of its own and all of them take turns; the minimum of many repeats
@@ -121,7 +121,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options, each checked."""
     parser = new_parser("make tune", __doc__, "choices whose name contains this")
     add = parser.add_argument
-    add("--quick", action="store_true", help="about a minute: shorter times")
+    add("--quick", action="store_true", help="a minute or two: shorter times")
     add(
         "--seconds",
         type=positive(float),

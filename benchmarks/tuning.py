@@ -72,8 +72,8 @@ _DECODE = (
     Case("one head, M 16384, D 64", heads=1, queries=1, keys=16384),
 )
 _TINY = tuple(
-    Case(f"{h} heads, N 16, D {d}", heads=h, queries=16, head_size=d)
-    for h, d in ((2, 8), (2, 32), (4, 32), (8, 32))
+    Case(f"{h} heads, N {n}, D {d}", heads=h, queries=n, head_size=d)
+    for h, n, d in ((2, 16, 8), (2, 16, 32), (4, 16, 32), (8, 16, 32), (8, 2, 32), (32, 2, 32))
 )
 _GROUPS = tuple(
     Case(f"N {n}, 32 heads on 2", heads=32, key_heads=2, queries=n, keys=2048) for n in (1, 4)
@@ -122,6 +122,7 @@ TRIALS = (
     Trial("few_keys", (0, 2, 4, 8, 16), _all(_BOTH, *_VERY_FEW_KEYS)),
     Trial("task_rows", (4, 8, 16, 32, 64), _all(("forward",), *_GROUPS)),
     Trial("one_thread", (0, 4096, 16384, 65536), _all(_BOTH, *_TINY)),
+    Trial("head_cost", (0, 512, 1024, 2048), _all(_BOTH, *_TINY)),
     Trial("row_keys", (64, 128, 256, 512), _all(("forward",), *_DECODE)),
     Trial(
         "row_chunk_numbers",

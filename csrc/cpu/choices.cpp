@@ -37,6 +37,7 @@ constexpr Rule kRules[] = {
     {"row_chunk_numbers", &Choices::row_chunk_numbers, 1, 1 << 30, 1},
     {"most_row_chunks", &Choices::most_row_chunks, 1, 1024, 1},
     {"one_thread", &Choices::one_thread, 0, 1 << 30, 1},
+    {"head_cost", &Choices::head_cost, 0, 1 << 20, 1},
     {"stream_mib", &Choices::stream_mib, 0, 1 << 20, 1},
 };
 
@@ -146,10 +147,9 @@ int64_t Chunks::begin(int64_t i) const {
 Cut choose(const Sizes& sizes) { return choose(sizes, choices()); }
 
 int64_t most_threads(int64_t heads, const Sizes& s, const Choices& numbers) {
-  constexpr double kHead = 1024;
   // Lengths may be so large that their product has no int64_t.
   const double pairs = 1.0 * std::max<int64_t>(1, s.queries) * std::max<int64_t>(1, s.keys);
-  const double of_head = kHead + pairs * std::max(s.head_size, s.value_head_size);
+  const double of_head = numbers.head_cost + pairs * std::max(s.head_size, s.value_head_size);
   const bool is_small = heads * of_head <= numbers.one_thread;
   return is_small ? 1 : std::numeric_limits<int64_t>::max();
 }

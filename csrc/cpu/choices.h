@@ -57,8 +57,10 @@ struct Choices {
   // Chunks of a head at most; of very many keys each has more.
   int64_t most_row_chunks = 64;
   // Multiply-adds of one matrix product, all heads together, up to which one thread does the whole
-  // problem: to wake others takes longer. A head counts as 1024 more, however small it is.
+  // problem: to wake others takes longer.
   int64_t one_thread = 16384;
+  // What a head counts as beside its own multiply-adds, however few they are.
+  int64_t head_cost = 1024;
   // MiB of the gradients of key and value from which on few queries write them past the caches:
   // lines that would leave them again need not be read before they are written.
   int64_t stream_mib = 16;

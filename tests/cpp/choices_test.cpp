@@ -194,7 +194,7 @@ TEST(ChoicesTest, ChunksCoverEveryLengthOnce) {
 }
 
 TEST(ChoicesTest, SmallProblemsWakeNoOtherThread) {
-  const Choices c = parse_choices("one_thread=2024");
+  const Choices c = parse_choices("one_thread=1000,head_cost=0");
   EXPECT_EQ(most_threads(1, sizes(10, 10, 10), c), 1);
   for (const Sizes& larger : {sizes(11, 10, 10), sizes(10, 11, 10), sizes(10, 10, 11),
                               sizes(int64_t{1} << 40, int64_t{1} << 40)})
@@ -205,8 +205,9 @@ TEST(ChoicesTest, SmallProblemsWakeNoOtherThread) {
   values.value_head_size = 11;
   EXPECT_GT(most_threads(1, values, c), 1);
   // Many heads take long however small they are.
-  EXPECT_EQ(most_threads(15, sizes(1, 1, 1), Choices()), 1);
-  EXPECT_GT(most_threads(16, sizes(1, 1, 1), Choices()), 1);
+  const int64_t most = Choices().one_thread / (Choices().head_cost + 1);
+  EXPECT_EQ(most_threads(most, sizes(1, 1, 1), Choices()), 1);
+  EXPECT_GT(most_threads(most + 1, sizes(1, 1, 1), Choices()), 1);
 }
 
 TEST(ChoicesTest, KeptRowsAreNotCut) {
