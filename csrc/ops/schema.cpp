@@ -33,8 +33,8 @@ TORCH_LIBRARY(torch_ext, m) {
   m.def("attention(Tensor query, Tensor key, Tensor value, " OPTIONS ") -> Tensor",
         {at::Tag::pt2_compliant_tag, at::Tag::nondeterministic_seeded});
 
-  // `attention` without other options: handing over an argument from Python takes time that small
-  // problems notice.
+  // `attention` with its usual options alone: handing over an argument from Python takes time that
+  // small problems notice.
   m.def("_attention(Tensor query, Tensor key, Tensor value, bool is_causal, float? scale, "
         "Tensor? mask=None, Tensor? bias=None) -> Tensor", tags);
 

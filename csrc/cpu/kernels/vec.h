@@ -176,24 +176,29 @@ TORCH_EXT_INLINE Vec<double> power_of_two(Vec<double> shifted) {
   const __m256i exponent = _mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52);
   return {_mm256_castsi256_pd(_mm256_add_epi64(exponent, _mm256_set1_epi64x(INT64_C(1023) << 52)))};
 }
-// Pair by pair, the lower half with the upper half. The largest of lanes that are not NaN.
-TORCH_EXT_INLINE float sum_lanes(Vec<float> a) {
-  const __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 y = _mm_add_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+
+// Lanes joined pair by pair, the lower half with the upper half.
+template <class Join>
+TORCH_EXT_INLINE float join_lanes(Vec<float> a, const Join& join) {
+  const __m128 x = join(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 y = join(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(join(y, _mm_movehdup_ps(y)));
 }
-TORCH_EXT_INLINE double sum_lanes(Vec<double> a) {
-  const __m128d x = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
-  return _mm_cvtsd_f64(_mm_add_sd(x, _mm_unpackhi_pd(x, x)));
+template <class Join>
+TORCH_EXT_INLINE double join_lanes(Vec<double> a, const Join& join) {
+  const __m128d x = join(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
+  return _mm_cvtsd_f64(join(x, _mm_unpackhi_pd(x, x)));
 }
+template <class T>
+TORCH_EXT_INLINE T sum_lanes(Vec<T> a) {
+  return join_lanes(a, [](auto x, auto y) { return x + y; });
+}
+// The largest of lanes that are not NaN.
 TORCH_EXT_INLINE float max_lanes(Vec<float> a) {
-  const __m128 x = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  const __m128 y = _mm_max_ps(x, _mm_movehl_ps(x, x));
-  return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+  return join_lanes(a, [](__m128 x, __m128 y) { return _mm_max_ps(x, y); });
 }
 TORCH_EXT_INLINE double max_lanes(Vec<double> a) {
-  const __m128d x = _mm_max_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
-  return _mm_cvtsd_f64(_mm_max_sd(x, _mm_unpackhi_pd(x, x)));
+  return join_lanes(a, [](__m128d x, __m128d y) { return _mm_max_pd(x, y); });
 }
 
 #endif
