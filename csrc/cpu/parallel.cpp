@@ -7,8 +7,10 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <utility>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -19,10 +21,11 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
-// What a thread keeps between calls: freshly mapped pages cost more than a small problem's
-// arithmetic. Larger buffers, which only large problems need, are given back.
+// The scratch that a thread's calls leave to its next one, one buffer for each thread that works
+// for it: freshly mapped pages cost more than a small problem's arithmetic. Buffers of more bytes
+// than these, which only large problems need, are given back.
 constexpr int64_t kMostKept = 8 << 20;
-thread_local Buffer kept;
+thread_local std::vector<Buffer> kept;
 
 // Neighbouring tasks that a thread takes at once, at most.
 constexpr int64_t kMostAtOnce = 16;
@@ -93,20 +96,27 @@ void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
       if (unclaimed.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return end;
     }
   };
-  const auto work = [&](int64_t, int64_t) {
-    Buffer scratch = std::move(kept);  // a call within a task finds none and makes its own
-    if (scratch.bytes() < scratch_bytes) scratch = Buffer(scratch_bytes);
+  // Memory is allocated here, where one thread runs, but first touched by the thread it is for.
+  const int64_t workers = std::min(threads, tasks);
+  std::vector<Buffer> scratch = std::move(kept);  // a call within a task finds none
+  if (std::ssize(scratch) < workers) scratch.resize(static_cast<size_t>(workers));
+  for (int64_t i = 0; i < workers; ++i)
+    if (scratch[i].bytes() < scratch_bytes) scratch[i] = Buffer(scratch_bytes);
+  const auto work = [&](int64_t worker, int64_t) {
+    void* const memory = scratch[worker].data();
     int64_t task, end = claim(task);
     while (task < end) {
       if (scratch_bytes > 0 && poison_scratch())
-        std::memset(scratch.data(), 0xff, static_cast<size_t>(scratch_bytes));
+        std::memset(memory, 0xff, static_cast<size_t>(scratch_bytes));
       const int64_t next = task + 1 < end ? task + 1 : unclaimed.load(std::memory_order_relaxed);
-      run(context, task, next < tasks ? next : -1, scratch.data());
+      run(context, task, next < tasks ? next : -1, memory);
       if (++task == end) end = claim(task);
     }
-    if (scratch.bytes() <= kMostKept) kept = std::move(scratch);
   };
-  at::parallel_for(0, threads < tasks ? threads : tasks, 1, work);
+  at::parallel_for(0, workers, 1, work);
+  for (Buffer& buffer : scratch)
+    if (buffer.bytes() > kMostKept) buffer = Buffer();
+  kept = std::move(scratch);
 }
 
 }  // namespace torch_ext::cpu

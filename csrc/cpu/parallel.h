@@ -40,9 +40,9 @@ int64_t threads_for_tasks(int64_t most);
 // per thread, decides the balance: put long ones first. `next` is the task that the same thread
 // most likely runs afterwards, -1 if there is none: its operands can be fetched meanwhile. No
 // result may depend on which thread runs a task. `scratch` is 64-byte aligned, private to the call
-// and the thread, of `scratch_bytes` bytes and holds garbage (NaN where TORCH_EXT_POISON=1). At
-// most `most_threads` threads take part. Tasks may call parallel_tasks; it runs on their own thread
-// where several threads run tasks.
+// and the thread, of `scratch_bytes` bytes, allocated before the first task runs, and holds garbage
+// (NaN where TORCH_EXT_POISON=1). At most `most_threads` threads take part. Tasks may call
+// parallel_tasks; it runs on their own thread where several threads run tasks.
 void parallel_tasks(int64_t tasks, int64_t scratch_bytes,
                     void (*run)(void* context, int64_t task, int64_t next, void* scratch),
                     void* context, int64_t most_threads);

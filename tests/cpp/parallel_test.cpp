@@ -5,10 +5,35 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cstddef>
 #include <cstdlib>
+#include <new>
+#include <thread>
 #include <vector>
 
 #include "compare.h"
+
+namespace {
+
+std::atomic<int> allocations_in_tasks{0};
+
+void* allocate(size_t bytes, size_t alignment) {
+  if (at::in_parallel_region()) ++allocations_in_tasks;
+  void* memory = std::aligned_alloc(alignment, (bytes + alignment) / alignment * alignment);
+  return memory ? memory : throw std::bad_alloc();
+}
+
+}  // namespace
+
+// The whole program's memory, so that tasks are seen to allocate none.
+void* operator new(size_t bytes) { return allocate(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t alignment) {
+  return allocate(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace torch_ext::test {
 namespace {
@@ -95,6 +120,27 @@ TEST_F(ParallelTest, TasksMayRunTasksAndKeepTheirScratch) {
   });
   EXPECT_EQ(inner, 70);
   EXPECT_EQ(changed, 0);
+}
+
+TEST_F(ParallelTest, NoTaskAllocatesMemory) {
+  at::set_num_threads(3);
+  allocations_in_tasks = 0;
+  cpu::parallel_tasks(3, 0, [](int64_t, void*) { ::operator delete(::operator new(1)); });
+  EXPECT_EQ(allocations_in_tasks.exchange(0), 3);  // they would be seen
+
+  Options options;
+  options.bias = "NM";
+  options.mask = "BM";
+  options.slopes = options.sink = "H";
+  options.dropout_p = 0.2;
+  for (const Shape& shape : {Shape{3, 4, 2, 200, 700, 5, 3}, Shape{3, 4, 2, 5, 700, 64, 96}})
+    for (const cpu::Implementation& level : fast_implementations()) {
+      SCOPED_TRACE(level.name);
+      Case c(shape, options);
+      // A thread whose calls have left it no scratch yet.
+      std::thread([&] { all_results(c, level); }).join();
+      EXPECT_EQ(allocations_in_tasks.exchange(0), 0);
+    }
 }
 
 // Query heads in several tasks of the gradients because they read the same few keys.
