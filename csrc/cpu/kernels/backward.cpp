@@ -1,7 +1,7 @@
 // (do, dlse, q, k, v, o, lse) -> (dq, dk, dv, dbias, dslopes, dsink), five products a tile:
 // gradient_task.h.
+#include "cpu/kernels/derivatives/gradient_task.h"
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/gradient_task.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 

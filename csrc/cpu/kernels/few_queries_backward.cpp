@@ -4,12 +4,12 @@
 //   s = q k^T,  p = exp((s - lse) - residual),  dp = z (do v^T),  ds = p (dp - delta),  ds0 = t ds
 //   dv = (z p)^T do,  dk = c ds0^T q,  dq += ds0 k
 // Reads k and v and writes dk and dv once; dq of the chunks is added in their order.
-#include "cpu/kernels/backward_plan.h"
-#include "cpu/kernels/dropout.h"
+#include "cpu/kernels/derivatives/backward_plan.h"
+#include "cpu/kernels/derivatives/option_gradients.h"
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/key_gradients.h"
-#include "cpu/kernels/option_gradients.h"
+#include "cpu/kernels/few_queries/few_queries.h"
+#include "cpu/kernels/few_queries/key_gradients.h"
+#include "cpu/kernels/tile/dropout.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -4,8 +4,8 @@
 // of keys. Reads k and v once. Each chunk leaves a Partial for every row; those of a row are merged
 // in the order of the chunks.
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/partial_softmax.h"
+#include "cpu/kernels/few_queries/few_queries.h"
+#include "cpu/kernels/softmax/partial_softmax.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

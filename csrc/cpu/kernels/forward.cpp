@@ -4,10 +4,10 @@
 // them, then the tiles of queries, so that keys and values come from memory, and 16-bit ones are
 // converted, once for all tiles of the task. Reads q once and k, v once per task; writes o and lse
 // once; nothing of size N x M exists.
-#include "cpu/kernels/dropout.h"
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/online_softmax.h"
+#include "cpu/kernels/few_queries/few_queries.h"
+#include "cpu/kernels/softmax/online_softmax.h"
+#include "cpu/kernels/tile/dropout.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

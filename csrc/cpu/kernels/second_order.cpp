@@ -1,8 +1,8 @@
 // The gradients of <do, o'> + <dlse, lse'>: a sweep for o', lse' and what whole rows decide
 // (tangent_sweep.h), then one for the gradients (gradient_task.h).
+#include "cpu/kernels/derivatives/gradient_task.h"
+#include "cpu/kernels/derivatives/tangent_sweep.h"
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/gradient_task.h"
-#include "cpu/kernels/tangent_sweep.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -1,6 +1,6 @@
 // (q', k', v', b', q, k, v, o, lse) -> (o', lse'), five products a tile: tangent_sweep.h.
+#include "cpu/kernels/derivatives/tangent_sweep.h"
 #include "cpu/kernels/entry_points.h"
-#include "cpu/kernels/tangent_sweep.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 

@@ -1,5 +1,5 @@
 // What is brought into the caches: every line of the rows asked for, and nothing behind them.
-#include "cpu/kernels/ahead.h"
+#include "cpu/kernels/primitives/ahead.h"
 
 #include <gtest/gtest.h>
 

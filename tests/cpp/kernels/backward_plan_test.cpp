@@ -1,5 +1,5 @@
 // The partial sums of the backward stay within their memory, and none overlaps another.
-#include "cpu/kernels/backward_plan.h"
+#include "cpu/kernels/derivatives/backward_plan.h"
 
 #include <gtest/gtest.h>
 

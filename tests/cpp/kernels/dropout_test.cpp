@@ -1,10 +1,10 @@
 // The keep mask of a tile against one number at a time, in tiles of every size and place.
-#include "cpu/kernels/dropout.h"
+#include "cpu/kernels/tile/dropout.h"
 
 #include <gtest/gtest.h>
 
 #include "../helpers.h"
-#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/tile/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "../helpers.h"
-#include "cpu/kernels/pairs.h"
+#include "cpu/kernels/tile/pairs.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

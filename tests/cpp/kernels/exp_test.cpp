@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../helpers.h"
-#include "cpu/kernels/exponential.h"
+#include "cpu/kernels/primitives/exponential.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -1,6 +1,6 @@
 // What a tile adds to the gradients of a bias and of a slope against plain loops. That of a bias
 // over every kind of broadcast, with small integers: exact in any order.
-#include "cpu/kernels/option_gradients.h"
+#include "cpu/kernels/derivatives/option_gradients.h"
 
 #include <gtest/gtest.h>
 

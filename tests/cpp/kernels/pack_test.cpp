@@ -6,7 +6,7 @@
 #include <functional>
 
 #include "../helpers.h"
-#include "cpu/kernels/pairs.h"
+#include "cpu/kernels/tile/pairs.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -1,5 +1,5 @@
 // Tiles of weights rounded to bfloat16 and laid out in pairs, and the arithmetic of pairs.
-#include "cpu/kernels/pairs.h"
+#include "cpu/kernels/tile/pairs.h"
 
 #include <gtest/gtest.h>
 

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "../helpers.h"
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile/pack.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

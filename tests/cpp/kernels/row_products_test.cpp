@@ -1,7 +1,7 @@
 // Products of few rows with rows of every storage type against sums in double: every number of
 // rows, keys and columns around those of blocks, memory behind the elements out of bounds, NaN
 // between them.
-#include "cpu/kernels/row_products.h"
+#include "cpu/kernels/few_queries/row_products.h"
 
 #include <gtest/gtest.h>
 

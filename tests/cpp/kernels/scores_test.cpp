@@ -1,13 +1,13 @@
 // The additive tile against a matrix made by plain loops over mask, bias, slopes and window, and
 // the scores that must not see what is hidden.
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tile/scores.h"
 
 #include <gtest/gtest.h>
 
 #include <list>
 
 #include "../helpers.h"
-#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/tile/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -1,6 +1,6 @@
 // C = A B bit by bit: every element is a sum of chains of kChain fused multiply-adds, each of which
 // starts at 0 and is added to C as a whole, whatever the shape around it. Depths count elements.
-#include "cpu/kernels/tile_product.h"
+#include "cpu/kernels/tile/tile_product.h"
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // Every helper of vec.h against the scalar operation it stands for.
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/primitives/vec.h"
 
 #include <gtest/gtest.h>
 

@@ -1,6 +1,6 @@
 // Products in which hidden entries meet inf or NaN: what is hidden is absent, what is visible
 // propagates. What a causal limit leaves out of them changes no bit.
-#include "cpu/kernels/visible_products.h"
+#include "cpu/kernels/tile/visible_products.h"
 
 #include <gtest/gtest.h>
 

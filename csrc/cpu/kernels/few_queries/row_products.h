@@ -7,7 +7,7 @@
 // operands and on the number of rows alone, and no chain of multiply-adds is longer than kChain.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile/pack.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,7 +2,7 @@
 // those of 16 bits are widened and rounded in registers. Also the arithmetic of sizes.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/primitives/vec.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,8 +2,8 @@
 // does to it.
 #pragma once
 
-#include "cpu/kernels/logsumexp.h"
-#include "cpu/kernels/visible_products.h"
+#include "cpu/kernels/softmax/logsumexp.h"
+#include "cpu/kernels/tile/visible_products.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,7 +2,7 @@
 // lines of many rows at a time, which come one by one where they have to come from memory.
 #pragma once
 
-#include "cpu/kernels/numbers.h"
+#include "cpu/kernels/primitives/numbers.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -5,7 +5,7 @@
 // and stored where it belongs, with nothing in between.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile/pack.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

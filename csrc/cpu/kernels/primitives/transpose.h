@@ -2,7 +2,7 @@
 // widened as `widen` does.
 #pragma once
 
-#include "cpu/kernels/numbers.h"
+#include "cpu/kernels/primitives/numbers.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

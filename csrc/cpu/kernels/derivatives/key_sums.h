@@ -2,7 +2,7 @@
 // the row chunks of the task, and written where they belong.
 #pragma once
 
-#include "cpu/kernels/derivative_scratch.h"
+#include "cpu/kernels/derivatives/derivative_scratch.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,8 +2,8 @@
 //   m = max_c m_c,  l = sum_c l_c exp(m_c - m),  o = sum_c o_c exp(m_c - m) / l
 #pragma once
 
-#include "cpu/kernels/logsumexp.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/softmax/logsumexp.h"
+#include "cpu/kernels/tile/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,7 +2,7 @@
 // a tile of scores: what backward, tangent and second order have in common.
 #pragma once
 
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tile/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -14,7 +14,7 @@
 // Between its blocks a product asks for what the caller says will be needed next (ahead.h).
 #pragma once
 
-#include "cpu/kernels/ahead.h"
+#include "cpu/kernels/primitives/ahead.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile/pack.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

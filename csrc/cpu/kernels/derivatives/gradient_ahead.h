@@ -2,8 +2,8 @@
 // once, what follows it while its products are calculated.
 #pragma once
 
-#include "cpu/kernels/backward_plan.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/derivatives/backward_plan.h"
+#include "cpu/kernels/tile/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

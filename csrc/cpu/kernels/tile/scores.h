@@ -8,8 +8,8 @@
 
 #include <cmath>
 
-#include "cpu/kernels/exponential.h"
-#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/primitives/exponential.h"
+#include "cpu/kernels/tile/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -10,10 +10,10 @@
 // dv (key_sums.h) and dq of the tile in scratch.
 #pragma once
 
-#include "cpu/kernels/gradient_ahead.h"
-#include "cpu/kernels/gradient_tile.h"
-#include "cpu/kernels/key_sums.h"
-#include "cpu/kernels/option_gradients.h"
+#include "cpu/kernels/derivatives/gradient_ahead.h"
+#include "cpu/kernels/derivatives/gradient_tile.h"
+#include "cpu/kernels/derivatives/key_sums.h"
+#include "cpu/kernels/derivatives/option_gradients.h"
 #include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

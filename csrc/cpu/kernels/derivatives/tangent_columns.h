@@ -2,8 +2,8 @@
 // their rows, for one vector of queries; formulas there and in row_statistics.h.
 #pragma once
 
-#include "cpu/kernels/derivative_scratch.h"
-#include "cpu/kernels/weights.h"
+#include "cpu/kernels/derivatives/derivative_scratch.h"
+#include "cpu/kernels/tile/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -3,7 +3,7 @@
 // pair are added one after the other, each sum rounded once. Denormal numbers count as 0.
 #pragma once
 
-#include "cpu/kernels/pack.h"
+#include "cpu/kernels/tile/pack.h"
 
 #ifdef __AVX512BF16__
 

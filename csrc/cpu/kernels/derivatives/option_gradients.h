@@ -5,9 +5,9 @@
 // each part of a head, added in the order of heads and parts and rounded once.
 #pragma once
 
-#include "cpu/kernels/backward_plan.h"
-#include "cpu/kernels/row_statistics.h"
-#include "cpu/kernels/weights.h"
+#include "cpu/kernels/derivatives/backward_plan.h"
+#include "cpu/kernels/derivatives/row_statistics.h"
+#include "cpu/kernels/tile/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

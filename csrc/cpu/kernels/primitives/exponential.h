@@ -1,7 +1,7 @@
 // exp and tanh of vectors, with their error bounds.
 #pragma once
 
-#include "cpu/kernels/vec.h"
+#include "cpu/kernels/primitives/vec.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/choices.h"
-#include "cpu/kernels/pairs.h"
+#include "cpu/kernels/tile/pairs.h"
 #include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/philox.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tile/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -2,9 +2,9 @@
 // that of a sweep where it keeps the tiles of whole rows.
 #pragma once
 
-#include "cpu/kernels/backward_plan.h"
-#include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/row_statistics.h"
+#include "cpu/kernels/derivatives/backward_plan.h"
+#include "cpu/kernels/derivatives/row_statistics.h"
+#include "cpu/kernels/few_queries/few_queries.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

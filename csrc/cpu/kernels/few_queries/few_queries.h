@@ -7,9 +7,9 @@
 // keys), keys along the lanes.
 #pragma once
 
-#include "cpu/kernels/dropout.h"
-#include "cpu/kernels/row_products.h"
-#include "cpu/kernels/visible_products.h"
+#include "cpu/kernels/few_queries/row_products.h"
+#include "cpu/kernels/tile/dropout.h"
+#include "cpu/kernels/tile/visible_products.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -13,9 +13,9 @@
 // takes them saves five products and exp.
 #pragma once
 
-#include "cpu/kernels/dropout.h"
-#include "cpu/kernels/gradient_columns.h"
-#include "cpu/kernels/tangent_sweep.h"
+#include "cpu/kernels/derivatives/gradient_columns.h"
+#include "cpu/kernels/derivatives/tangent_sweep.h"
+#include "cpu/kernels/tile/dropout.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

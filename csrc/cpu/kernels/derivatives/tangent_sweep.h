@@ -12,9 +12,9 @@
 // operand is read once a task; nothing of size N x M exists.
 #pragma once
 
-#include "cpu/kernels/dropout.h"
-#include "cpu/kernels/few_queries.h"
-#include "cpu/kernels/tangent_columns.h"
+#include "cpu/kernels/derivatives/tangent_columns.h"
+#include "cpu/kernels/few_queries/few_queries.h"
+#include "cpu/kernels/tile/dropout.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -13,7 +13,7 @@
 // or heads.
 #pragma once
 
-#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/tile/tiles.h"
 #include "cpu/parallel.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {

@@ -7,7 +7,7 @@
 // only at the edge, between those and the last that it sees, something is added to its scores.
 #pragma once
 
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tile/scores.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

@@ -6,9 +6,9 @@
 #pragma once
 
 #include "attention/problem.h"
-#include "cpu/kernels/numbers.h"
-#include "cpu/kernels/tile_product.h"
-#include "cpu/kernels/transpose.h"
+#include "cpu/kernels/primitives/numbers.h"
+#include "cpu/kernels/primitives/transpose.h"
+#include "cpu/kernels/tile/tile_product.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

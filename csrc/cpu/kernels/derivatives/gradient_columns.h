@@ -5,8 +5,8 @@
 // memory.
 #pragma once
 
-#include "cpu/kernels/derivative_scratch.h"
-#include "cpu/kernels/weights.h"
+#include "cpu/kernels/derivatives/derivative_scratch.h"
+#include "cpu/kernels/tile/weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {

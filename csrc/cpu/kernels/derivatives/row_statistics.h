@@ -1,7 +1,7 @@
 // What the second order needs of whole rows, and how a sweep over tiles collects it.
 #pragma once
 
-#include "cpu/kernels/tiles.h"
+#include "cpu/kernels/tile/tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA_NAMESPACE {
 namespace {
