@@ -29,7 +29,6 @@ struct FewBackwardScratch {
   T* ds;                      // (rows, keys): dp, then the gradient of the scores
   T* ds0;                     // (rows, keys): of c q k; ds itself without softcap
   T* additive;                // (rows, keys)
-  T* z;                       // (keys, N), with dropout
   T *stored, *spare;          // for a tile of k or v, or of q or do
   T* dk;                      // (kWriteKeys, columns or value_columns)
   T *dq_tile, *dq;            // (rows, columns)
@@ -51,7 +50,6 @@ struct FewBackwardScratch {
     ds = scratch.take<T>(tile);
     ds0 = problem.softcap > 0 ? scratch.take<T>(tile) : ds;
     additive = scratch.take<T>(tile);
-    z = scratch.take<T>(problem.dropout_p > 0 ? problem.query_length * keys : 0);
     stored = scratch.take<T>(larger(1, keys) * widest);
     spare = scratch.take<T>(larger(keys * problem.query_length, larger(rows, keys) * widest));
     dk = scratch.take<T>(kWriteKeys * widest);
@@ -169,13 +167,13 @@ class FewBackwardTask {
     else
       fill_zero(x_.ds, x_.rows * t.width);
     const bool has_dropout = p.dropout_p > 0;
-    if (has_dropout) drop_rows(p, t, x_.ds, x_.z);
+    if (has_dropout) drop_rows(p, t, x_.ds);
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x_.rows; ++i)
         for (int64_t j = 0; j < t.width; j += V::kSize)
           weigh_keys<additive.value, capped.value>(i, i * t.width + j);
     });
-    if (has_dropout) drop_rows(p, t, x_.p, x_.z);
+    if (has_dropout) drop_rows(p, t, x_.p);
   }
 
   template <bool kAdditive, bool kCapped>

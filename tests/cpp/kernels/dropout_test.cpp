@@ -1,4 +1,4 @@
-// The keep mask of a tile against one number at a time, in tiles of every size and place.
+// The keep mask of a tile and of a row against one number at a time, of every size and place.
 #include "cpu/kernels/tile/dropout.h"
 
 #include <gtest/gtest.h>
@@ -14,7 +14,7 @@ class DropoutTest : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(DropoutTest, Scalars);
 
-TYPED_TEST(DropoutTest, TileIsWhatEachPositionSays) {
+TYPED_TEST(DropoutTest, TilesAndRowsAreWhatEachPositionSays) {
   using T = TypeParam;
   test::Random random(8);
   int64_t seeds[2] = {-5, 0x123456789abcdef};
@@ -38,13 +38,23 @@ TYPED_TEST(DropoutTest, TileIsWhatEachPositionSays) {
     T* z = memory.template last<T>(t.keys * t.width);
     dropout_tile(p, t, z);
     const uint32_t threshold = dropout_threshold(p.dropout_p);
+    const auto expected = [&](int64_t i, int64_t j) {
+      const bool keep = dropout_keeps(static_cast<uint64_t>(seeds[t.head / 3]), t.head % 3,
+                                      t.query + i, t.key + j, threshold);
+      kept_count += keep;
+      return keep ? static_cast<T>(1 / (1 - p.dropout_p)) : T(0);
+    };
     for (int64_t j = 0; j < t.keys; ++j)
-      for (int64_t i = 0; i < t.queries; ++i) {
-        const bool keep = dropout_keeps(static_cast<uint64_t>(seeds[t.head / 3]), t.head % 3,
-                                        t.query + i, t.key + j, threshold);
-        kept_count += keep;
-        ASSERT_EQ(z[j * t.width + i], keep ? static_cast<T>(1 / (1 - p.dropout_p)) : T(0));
-      }
+      for (int64_t i = 0; i < t.queries; ++i) ASSERT_EQ(z[j * t.width + i], expected(i, j));
+
+    const HeadDropout<T> head(p, t.head);
+    for (int64_t i = 0; i < t.queries; i += 7) {
+      T* row = memory.template last<T>(t.keys);
+      for (int64_t j = 0; j < t.keys; ++j) row[j] = static_cast<T>(j + 1);
+      drop_row(head, t.query + i, t.key, t.keys, row);
+      for (int64_t j = 0; j < t.keys; ++j)
+        ASSERT_EQ(row[j], static_cast<T>(j + 1) * expected(i, j));
+    }
   }
   EXPECT_GT(kept_count, 0);
 }

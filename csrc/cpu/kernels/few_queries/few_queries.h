@@ -67,16 +67,13 @@ TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use
   });
 }
 
-// x *= z, a tile (rows, width). `z` holds (keys, N).
+// x *= z, a tile (rows, width).
 template <class T>
-void drop_rows(const Problem& p, const RowTile& t, T* x, T* z) {
-  const int64_t queries = p.query_length;
+void drop_rows(const Problem& p, const RowTile& t, T* x) {
   for (int64_t h = 0; h < t.heads; ++h) {
-    dropout_tile(p, TileRange{t.head + h, 0, queries, queries, t.key, t.keys}, z);
-    for (int64_t i = 0; i < queries; ++i) {
-      T* row = x + (h * queries + i) * t.width;
-      for (int64_t j = 0; j < t.keys; ++j) row[j] *= z[j * queries + i];
-    }
+    const HeadDropout<T> head(p, t.head + h);
+    for (int64_t i = 0; i < p.query_length; ++i)
+      drop_row(head, i, t.key, t.keys, x + (h * p.query_length + i) * t.width);
   }
 }
 

@@ -108,29 +108,58 @@ TORCH_EXT_INLINE WordLanes operator^(uint32_t a, WordLanes b) { return b ^ a; }
 
 // ---- the mask ----
 
-// The random numbers of four keys for two vectors of queries.
-class DropoutWords {
+// Which weights of a head are kept: random numbers of two vectors of counters at a time.
+template <class T>
+class HeadDropout {
   using W = WordLanes;
 
  public:
-  static constexpr int kLanes = 2 * W::kSize;  // queries
+  static constexpr int kLanes = 2 * W::kSize;  // counters
 
-  explicit TORCH_EXT_INLINE DropoutWords(uint64_t seed)
-      : key0_(static_cast<uint32_t>(seed)), key1_(static_cast<uint32_t>(seed >> 32)) {
+  TORCH_EXT_INLINE HeadDropout(const Problem& p, int64_t head)
+      : head_(head % p.leading_sizes[p.leading_dims - 1]),
+        threshold_(dropout_threshold(p.dropout_p)),
+        kept_(static_cast<T>(1 / (1 - p.dropout_p))) {
+    const uint64_t seed = static_cast<uint64_t>(
+        static_cast<const int64_t*>(p.seed.data)[head_offset(p, p.seed, head)]);
+    key0_ = static_cast<uint32_t>(seed);
+    key1_ = static_cast<uint32_t>(seed >> 32);
     for (uint32_t round = 0; round < kPhiloxRounds; ++round) {
       keys_[round][0] = W::fill(key0_ + round * kPhiloxStep0);
       keys_[round][1] = W::fill(key1_ + round * kPhiloxStep1);
     }
   }
 
-  // Counters begin with `query`, then query + 1, … from lane to lane, as store_where_at_least takes
-  // them. The steps of a counter wait for each other, so the two vectors take them in turn.
-  TORCH_EXT_INLINE void generate(uint32_t query, uint32_t block, uint32_t head, uint32_t far,
-                                 PhiloxState<W> (&x)[2]) const {
-    constexpr int kMixed = 3;  // until all four words are vectors
+  TORCH_EXT_INLINE PhiloxWords counter(int64_t query, int64_t key) const {
+    return dropout_counter(head_, query, key / 4);
+  }
+
+  // z of four keys, `stride` apart, for the queries of `first` and those that follow it.
+  TORCH_EXT_INLINE void store_queries(const PhiloxWords& first, T* z, int64_t stride) const {
+    const W queries[2] = {W::count_pairs(first.word[0]), W::count_pairs(first.word[0] + 2)};
+    const uint32_t blocks[2] = {first.word[1], first.word[1]};
+    store<3>(queries, blocks, first, z, stride);
+  }
+
+  // z of a query for the keys of `first` and of the blocks of four that follow it: those with the
+  // same place in their block lie side by side, kLanes of them.
+  TORCH_EXT_INLINE void store_blocks(const PhiloxWords& first, T* z) const {
+    const uint32_t queries[2] = {first.word[0], first.word[0]};
+    const W blocks[2] = {W::count_pairs(first.word[1]), W::count_pairs(first.word[1] + 2)};
+    store<4>(queries, blocks, first, z, kLanes);
+  }
+
+ private:
+  // All four words are vectors after kMixed rounds. The steps of a counter wait for each other, so
+  // the two vectors take them in turn.
+  template <int kMixed, class A, class B>
+  TORCH_EXT_INLINE void store(const A (&queries)[2], const B (&blocks)[2], const PhiloxWords& first,
+                              T* z, int64_t stride) const {
+    PhiloxState<W> x[2];
     TORCH_EXT_UNROLL
-    for (uint32_t s = 0; s < 2; ++s)
-      x[s] = philox_rounds<kMixed>(W::count_pairs(query + 2 * s), block, head, far, key0_, key1_);
+    for (int s = 0; s < 2; ++s)
+      x[s] =
+          philox_rounds<kMixed>(queries[s], blocks[s], first.word[2], first.word[3], key0_, key1_);
     TORCH_EXT_UNROLL
     for (int round = kMixed; round < kPhiloxRounds; ++round) {
       TORCH_EXT_UNROLL
@@ -138,55 +167,74 @@ class DropoutWords {
         x[s] = philox_rounds<1>(x[s].word[0], x[s].word[1], x[s].word[2], x[s].word[3],
                                 keys_[round][0], keys_[round][1]);
     }
+    TORCH_EXT_UNROLL
+    for (int k = 0; k < 4; ++k)
+      store_where_at_least(x[0].word[k], x[1].word[k], threshold_, kept_, z + k * stride);
   }
 
- private:
-  uint32_t key0_, key1_;
+  int64_t head_;
+  uint32_t threshold_, key0_, key1_;
+  T kept_;
   W keys_[kPhiloxRounds][2];
 };
 
+// Calls use(begin, end) for parts of `count` keys from `key` on, which is a multiple of 4: within
+// one, counters of a query differ in the second word alone.
+template <class Use>
+TORCH_EXT_INLINE void for_each_wrap(int64_t key, int64_t count, const Use& use) {
+  constexpr int64_t kWrap = int64_t{4} << 32;
+  for (int64_t begin = 0, end; begin < count; begin = end) {
+    end = smaller(count, begin + kWrap - (key + begin) % kWrap);
+    use(begin, end);
+  }
+}
+
 // z (keys x width): 1 / (1 - p) where the weight is kept, 0 where it is dropped. t.key is a
-// multiple of 4, so that the four words of a counter belong to four rows of the tile.
+// multiple of 4, so that the four words of a counter belong to four rows of the tile, and t.query
+// of 16, so that counters differ in the first word alone from lane to lane.
 template <class T>
 void dropout_tile(const Problem& p, const TileRange& t, T* z) {
-  constexpr int64_t kLanes = DropoutWords::kLanes;
-  const DropoutWords words(static_cast<uint64_t>(
-      static_cast<const int64_t*>(p.seed.data)[head_offset(p, p.seed, t.head)]));
-  const int64_t head = t.head % p.leading_sizes[p.leading_dims - 1];
-  const uint32_t threshold = dropout_threshold(p.dropout_p);
-  const T kept = static_cast<T>(1 / (1 - p.dropout_p));
+  constexpr int64_t kLanes = HeadDropout<T>::kLanes;
+  const HeadDropout<T> head(p, t.head);
   // Copies, because stores to the tile might change what lies in memory.
-  const int64_t keys = t.keys, width = t.width;
+  const int64_t width = t.width;
   for (int64_t i = 0; i < width; i += kLanes) {
     const int64_t lanes = smaller(kLanes, width - i);
-    for (int64_t begin = 0, end; begin < keys; begin = end) {
-      // Tiles start at multiples of 16 queries: counters differ in the first word from lane to
-      // lane, and up to a multiple of kWrap in the second from key to key.
-      constexpr int64_t kWrap = int64_t{4} << 32;
-      end = smaller(keys, begin + kWrap - (t.key + begin) % kWrap);
-      PhiloxWords first = dropout_counter(head, t.query + i, (t.key + begin) / 4);
+    for_each_wrap(t.key, t.keys, [&](int64_t begin, int64_t end) {
+      PhiloxWords first = head.counter(t.query + i, t.key + begin);
       for (int64_t j = begin; j < end; j += 4, ++first.word[1]) {
-        PhiloxState<WordLanes> x[2];
-        words.generate(first.word[0], first.word[1], first.word[2], first.word[3], x);
         T* const out = z + j * width + i;
-        const auto store = [&](T* to, int64_t stride) __attribute__((always_inline)) {
-          TORCH_EXT_UNROLL
-          for (int k = 0; k < 4; ++k)
-            store_where_at_least(x[0].word[k], x[1].word[k], threshold, kept, to + k * stride);
-        };
         const int64_t rows = smaller(4, end - j);
         if (rows == 4 && lanes == kLanes) {
-          store(out, width);
+          head.store_queries(first, out, width);
           continue;
         }
         T part[4 * kLanes];
-        store(part, kLanes);
+        head.store_queries(first, part, kLanes);
         for (int64_t k = 0; k < rows; ++k)
           for (int64_t lane = 0; lane < lanes; ++lane)
             out[k * width + lane] = part[k * kLanes + lane];
       }
-    }
+    });
   }
+}
+
+// x *= z for `keys` keys of one query from `key` on, which is a multiple of 4.
+template <class T>
+void drop_row(const HeadDropout<T>& head, int64_t query, int64_t key, int64_t keys, T* x) {
+  constexpr int64_t kLanes = HeadDropout<T>::kLanes;
+  for_each_wrap(key, keys, [&](int64_t begin, int64_t end) {
+    PhiloxWords first = head.counter(query, key + begin);
+    for (int64_t j = begin; j < end; j += 4 * kLanes, first.word[1] += kLanes) {
+      T z[4 * kLanes];
+      head.store_blocks(first, z);
+      T* const row = x + j;
+      if (end - j >= 4 * kLanes)
+        for (int64_t i = 0; i < 4 * kLanes; ++i) row[i] *= z[i % 4 * kLanes + i / 4];
+      else
+        for (int64_t i = 0; i < end - j; ++i) row[i] *= z[i % 4 * kLanes + i / 4];
+    }
+  });
 }
 
 }  // namespace
