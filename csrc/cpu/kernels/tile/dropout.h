@@ -205,13 +205,10 @@ void dropout_tile(const Problem& p, const TileRange& t, T* z) {
       for (int64_t j = begin; j < end; j += 4, ++first.word[1]) {
         T* const out = z + j * width + i;
         const int64_t rows = smaller(4, end - j);
-        if (rows == 4 && lanes == kLanes) {
-          head.store_queries(first, out, width);
-          continue;
-        }
+        const bool is_whole = rows == 4 && lanes == kLanes;
         T part[4 * kLanes];
-        head.store_queries(first, part, kLanes);
-        for (int64_t k = 0; k < rows; ++k)
+        head.store_queries(first, is_whole ? out : part, is_whole ? width : kLanes);
+        for (int64_t k = 0; !is_whole && k < rows; ++k)
           for (int64_t lane = 0; lane < lanes; ++lane)
             out[k * width + lane] = part[k * kLanes + lane];
       }
