@@ -29,6 +29,7 @@ struct FewBackwardScratch {
   T* ds;                      // (rows, keys): dp, then the gradient of the scores
   T* ds0;                     // (rows, keys): of c q k; ds itself without softcap
   T* additive;                // (rows, keys)
+  T* z;                       // (rows, keys), with dropout
   T *stored, *spare;          // for a tile of k or v, or of q or do
   T* dk;                      // (kWriteKeys, columns or value_columns)
   T *dq_tile, *dq;            // (rows, columns)
@@ -50,6 +51,7 @@ struct FewBackwardScratch {
     ds = scratch.take<T>(tile);
     ds0 = problem.softcap > 0 ? scratch.take<T>(tile) : ds;
     additive = scratch.take<T>(tile);
+    z = scratch.take<T>(problem.dropout_p > 0 ? tile : 0);
     stored = scratch.take<T>(larger(1, keys) * widest);
     spare = scratch.take<T>(larger(keys * problem.query_length, larger(rows, keys) * widest));
     dk = scratch.take<T>(kWriteKeys * widest);
@@ -159,21 +161,25 @@ class FewBackwardTask {
   // Fills p, ds and ds0.
   void weigh(const RowTile& t, Visibility seen, bool needs_ds) {
     const BackwardProblem& p = problem_;
+    const int64_t count = x_.rows * t.width;
     row_products<T>(x_.rows, {x_.q, x_.columns}, keys_of(p.key, t, p.head_size), {x_.p, t.width},
                     x_.stored);
     if (needs_ds && p.grad_output)
       row_products<T>(x_.rows, {x_.dO, x_.value_columns}, keys_of(p.value, t, p.value_head_size),
                       {x_.ds, t.width}, x_.stored);
     else
-      fill_zero(x_.ds, x_.rows * t.width);
+      fill_zero(x_.ds, count);
     const bool has_dropout = p.dropout_p > 0;
-    if (has_dropout) drop_rows(p, t, x_.ds);
+    if (has_dropout) {
+      dropout_rows(p, t, x_.z);
+      multiply_tile(count, x_.z, x_.ds);
+    }
     with_score_kind(seen, rule_.is_capped, [&](auto additive, auto capped) {
       for (int64_t i = 0; i < x_.rows; ++i)
         for (int64_t j = 0; j < t.width; j += V::kSize)
           weigh_keys<additive.value, capped.value>(i, i * t.width + j);
     });
-    if (has_dropout) drop_rows(p, t, x_.p);
+    if (has_dropout) multiply_tile(count, x_.z, x_.p);
   }
 
   template <bool kAdditive, bool kCapped>

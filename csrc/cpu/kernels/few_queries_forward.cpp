@@ -18,6 +18,7 @@ struct FewForwardScratch {
   T* q;                   // (rows, columns)
   T* scores;              // (rows, keys): s, then p
   T* additive;            // (rows, keys)
+  T* z;                   // (rows, keys), with dropout
   T* stored;     // (keys, columns or value_columns), where key or value cannot be read in place
   T* spare;      // for a tile of scores or of v
   T *max, *sum;  // (rows) of one tile: of its scores, of exp(s - max)
@@ -36,6 +37,7 @@ struct FewForwardScratch {
     q = scratch.take<T>(rows * columns);
     scores = scratch.take<T>(rows * keys);
     additive = scratch.take<T>(rows * keys);
+    z = scratch.take<T>(p.dropout_p > 0 ? rows * keys : 0);
     stored = scratch.take<T>(keys * widest);
     spare = scratch.take<T>(keys * larger(p.query_length, widest));
     max = scratch.take<T>(rows);
@@ -129,7 +131,10 @@ class FewForwardTask {
         x_.sum[i] = exp_row<(additive.value || capped.value)>(rule_, t, x_.max[i], s);
       }
     });
-    if (p_.dropout_p > 0) drop_rows(p_, t, x_.scores);
+    if (p_.dropout_p > 0) {
+      dropout_rows(p_, t, x_.z);
+      multiply_tile(rows_ * t.width, x_.z, x_.scores);
+    }
     weigh_values(t, seen);
     for (int64_t i = 0; i < rows_; ++i)
       Partial<T>{partials + i * step, x_.value_columns}.add(x_.o + i * x_.value_columns, x_.max[i],

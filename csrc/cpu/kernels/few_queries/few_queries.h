@@ -67,13 +67,13 @@ TORCH_EXT_INLINE void with_score_kind(Visibility seen, bool is_capped, const Use
   });
 }
 
-// x *= z, a tile (rows, width).
+// The keep mask z of a tile (rows, width), as in dropout.h.
 template <class T>
-void drop_rows(const Problem& p, const RowTile& t, T* x) {
+void dropout_rows(const Problem& p, const RowTile& t, T* z) {
   for (int64_t h = 0; h < t.heads; ++h) {
     const HeadDropout<T> head(p, t.head + h);
     for (int64_t i = 0; i < p.query_length; ++i)
-      drop_row(head, i, t.key, t.keys, x + (h * p.query_length + i) * t.width);
+      dropout_row(head, i, t.key, t.width, z + (h * p.query_length + i) * t.width);
   }
 }
 

@@ -1,5 +1,5 @@
-// The keep mask of dropout for a tile, regenerated from seed and position: the words of Philox
-// (attention/philox.h) for many entries at a time.
+// The keep mask of dropout for a tile or a row, regenerated from seed and position: the words of
+// Philox (attention/philox.h) for many entries at a time.
 #pragma once
 
 #include "attention/philox.h"
@@ -216,20 +216,20 @@ void dropout_tile(const Problem& p, const TileRange& t, T* z) {
   }
 }
 
-// x *= z for `keys` keys of one query from `key` on, which is a multiple of 4.
+// z (keys) of one query from `key` on, which is a multiple of 4.
 template <class T>
-void drop_row(const HeadDropout<T>& head, int64_t query, int64_t key, int64_t keys, T* x) {
+void dropout_row(const HeadDropout<T>& head, int64_t query, int64_t key, int64_t keys, T* z) {
   constexpr int64_t kLanes = HeadDropout<T>::kLanes;
   for_each_wrap(key, keys, [&](int64_t begin, int64_t end) {
     PhiloxWords first = head.counter(query, key + begin);
     for (int64_t j = begin; j < end; j += 4 * kLanes, first.word[1] += kLanes) {
-      T z[4 * kLanes];
-      head.store_blocks(first, z);
-      T* const row = x + j;
-      if (end - j >= 4 * kLanes)
-        for (int64_t i = 0; i < 4 * kLanes; ++i) row[i] *= z[i % 4 * kLanes + i / 4];
-      else
-        for (int64_t i = 0; i < end - j; ++i) row[i] *= z[i % 4 * kLanes + i / 4];
+      T blocks[4 * kLanes];
+      head.store_blocks(first, blocks);
+      T* const out = z + j;
+      const auto place = [&](int64_t count) __attribute__((always_inline)) {
+        for (int64_t i = 0; i < count; ++i) out[i] = blocks[i % 4 * kLanes + i / 4];
+      };
+      end - j >= 4 * kLanes ? place(4 * kLanes) : place(end - j);
     }
   });
 }
