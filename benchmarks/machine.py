@@ -178,11 +178,16 @@ def _ticks() -> list[int]:
     return [int(count) for count in line.split()[1:9]]
 
 
+def torch_multiplies_bfloat16() -> bool:
+    """Whether torch's matrix products of bfloat16 are faster than its float32 ones."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "avx512_bf16" in cpu_says("flags") and capability.startswith("AVX512")
+
+
 def level() -> str:
     """What ratios depend on most: the instruction sets in use. Stored ratios are kept by it."""
     capability = torch.backends.cpu.get_cpu_capability()
-    has_bf16 = "avx512_bf16" in cpu_says("flags") and capability.startswith("AVX512")
-    bf16 = ", bf16" if has_bf16 else ""
+    bf16 = ", bf16" if torch_multiplies_bfloat16() else ""
     return f"torch_ext {torch_ext.cpu_implementation()}, torch {capability}{bf16}"
 
 

@@ -189,7 +189,7 @@ def training_steps(case: Case) -> dict[str, Callable[[], float]]:
 
     Args:
         case: the attention of one of its LAYERS: as many sequences as batch elements, as many bytes
-            in each as queries.
+            in each as queries. Of another dtype than float32 under autocast.
 
     Returns:
         The steps by name of attention.
@@ -215,5 +215,6 @@ def training_steps(case: Case) -> dict[str, Callable[[], float]]:
         network = model.LanguageModel(**build, attention=attention)
         network.load_state_dict(first.state_dict())
         optimizer = train.make_optimizer(network, betas=(0.9, 0.95), weight_decay=0.1)
-        steps[name] = partial(train.update, network, optimizer, text, 1.0)
+        dtype = getattr(torch, case.dtype)
+        steps[name] = partial(train.update, network, optimizer, text, clip=1.0, dtype=dtype)
     return steps

@@ -9,6 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 from examples_runner import ROOT, number_after, run, run_example
+from torch import Tensor
+
+import torch_ext
 
 GENERATE = ROOT / "build" / "generate"
 LIBRARY = ROOT / "torch_ext" / "libtorch_ext.so"
@@ -73,6 +76,34 @@ def test_too_little_text_is_reported(tmp_path: Path) -> None:
     assert "cannot read the text" in result.stderr
 
 
+@pytest.mark.parametrize("example", ["language_model/train"], indirect=True)
+def test_steps_multiply_in_the_dtype_asked_for(example: ModuleType) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+        dtypes.extend((query.dtype, key.dtype, value.dtype))
+        return torch_ext.attention(query, key, value, is_causal=is_causal)
+
+    sizes = {name: SIZES[name] for name in ("context", "width", "heads", "layers")}
+    text = example.as_tensor(EASY_TEXT[:68]).long().view(4, 17)
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = example.LanguageModel(**sizes, attention=attention)
+        optimizer = example.make_optimizer(model, betas=(0.9, 0.95), weight_decay=0.1)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        dtypes.clear()
+        losses[dtype] = [
+            example.update(model, optimizer, text, clip=1.0, dtype=dtype) for _ in range(20)
+        ]
+        assert dtypes == [dtype] * 3 * SIZES["layers"] * 20
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        assert losses[dtype][-1] < losses[dtype][0] / 2
+    assert losses[torch.bfloat16] != losses[torch.float32]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)
+
+
 NUMBERS = ("width", "heads", "batch", "steps", "learning-rate", "clip", "threads")
 MORE_NUMBERS = ("context", "layers", "minutes", "evaluations", "held-out-windows", "temperature")
 
@@ -86,6 +117,7 @@ IMPOSSIBLE = {
         "--seed=-1",
         "--weight-decay=-1",
         "--betas 0.9 1",
+        "--dtype=float16",  # torch multiplies it slowly on CPUs, and gradients would vanish
         "--held-out-share=1",
         "--warm-up=1",
         "--width=24 --heads=5",

@@ -69,6 +69,7 @@ def parse_options() -> argparse.Namespace:
     add("--sample-bytes", type=int, default=300, help="length of the sample")
     add("--map-text", default="for key, value in table.items():", help="text of attention maps")
     add("--temperature", type=float, default=0.7, help="of the sample")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products")
     add("--seed", type=int, default=0, help="of weights, batches and sample")
     add("--threads", type=int, default=torch.get_num_threads(), help="processor cores to use")
     options = parser.parse_args()
@@ -145,9 +146,20 @@ def make_optimizer(
     return torch.optim.AdamW(groups, betas=betas, fused=True)
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, clip: float) -> float:
-    """One step down the gradient; the loss of the batch before it, in nats per byte."""
-    loss = cross_entropy(model, batch)
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Tensor,
+    *,
+    clip: float,
+    dtype: torch.dtype,
+) -> float:
+    """One step down the gradient; the loss of the batch before it, in nats per byte.
+
+    dtype bfloat16 is that of projections and attention; weights and their gradients are float32.
+    """
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = cross_entropy(model, batch)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -168,6 +180,7 @@ def train(
     """Trains until the steps or the minutes are over; the training and held-out loss by step."""
     optimizer = make_optimizer(model, betas=tuple(options.betas), weight_decay=options.weight_decay)
     generator = torch.Generator().manual_seed(options.seed)
+    dtype = getattr(torch, options.dtype)
     check = even_windows(corpus.held_out, options.held_out_windows // 4, options.context)
     every = max(1, options.steps // options.evaluations)
     losses: list[float] = []
@@ -184,7 +197,7 @@ def train(
                 progress, highest=options.learning_rate, warm_up=options.warm_up
             )
         batch = random_windows(corpus.training, options.batch, options.context, generator)
-        losses.append(update(model, optimizer, batch, options.clip))
+        losses.append(update(model, optimizer, batch, clip=options.clip, dtype=dtype))
         if step % every == 0:
             held_out[step] = held_out_loss(model, check, options.batch)
         speed = step * options.batch * options.context / (time.perf_counter() - start)
