@@ -129,6 +129,20 @@ def test_rotary_keeps_the_order_of_dimensions(interleaved: bool) -> None:
     assert RotaryEmbedding(8, interleaved=interleaved)(x).stride() == x.stride()
 
 
+@on_device
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotary_has_every_derivative_and_takes_any_strides(interleaved: bool) -> None:
+    rotary, x = RotaryEmbedding(6, interleaved=interleaved), torch.randn(2, 5, 6, dtype=F64)
+    checks = {"check_forward_ad": True, "check_batched_grad": True}
+    assert torch.autograd.gradcheck(rotary, x.requires_grad_(), **checks)
+    assert torch.autograd.gradgradcheck(rotary, x)
+    rows = torch.randn(2, 5, 7, dtype=F64)
+    expected = rotary(rows[..., 1:].clone())
+    assert_close(rotary(rows[..., 1:]), expected, rtol=0.0, atol=0.0)
+    by_sample = torch.vmap(rotary, in_dims=-1, out_dims=-1)(rows[..., 1:].permute(1, 2, 0))
+    assert_close(by_sample.permute(2, 0, 1), expected, rtol=0.0, atol=0.0)
+
+
 # "Dog bites man", "Man bites dog": the second is the first in the order ORDER.
 WORDS = {"dog": 0, "bites": 1, "man": 2}
 ORDER = [2, 1, 0]

@@ -115,11 +115,15 @@ class RotaryEmbedding(nn.Module):
         angles = _angles(x, self.head_size, self.base, positions, offset)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        if self.interleaved:
+        if self.interleaved and (is_scripting() or not torch.compiler.is_compiling()):
+            # Fewer passes over memory than below.
+            first, second = _pairs(x.to(dtype)).unbind(-1)
+            turned = torch.complex(first, second) * torch.complex(cos, sin)
+            return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+        if self.interleaved:  # torch.compile makes no code for complex numbers
             cos = cos.repeat_interleave(2, dim=-1)
             sin = torch.stack((-sin, sin), dim=-1).flatten(-2)
-            pairs: Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
-            first, second = pairs.unbind(-1)
+            first, second = _pairs(x).unbind(-1)
             swapped = torch.stack((second, first), dim=-1).flatten(-2)
         else:
             cos = torch.cat((cos, cos), dim=-1)
@@ -130,6 +134,12 @@ class RotaryEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """What print shows between the parentheses."""
         return f"{self.head_size}, base={self.base}, interleaved={self.interleaved}"
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """(..., D) -> (..., D / 2, 2), a view: pair i is (2i, 2i + 1)."""
+    pairs: Tensor = x.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+    return pairs
 
 
 def _angles(x: Tensor, size: int, base: float, positions: Tensor | None, offset: int) -> Tensor:
