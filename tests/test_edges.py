@@ -246,6 +246,19 @@ def test_visible_infinity_is_not_silently_finite(
         assert not getattr(got, name).isfinite().all(), name
 
 
+@pytest.mark.isa
+@pytest.mark.parametrize("lengths", [(5, 40), (20, 40), (20, 200)])
+def test_visible_keys_with_scores_of_minus_infinity_weigh_nothing(
+    lengths: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    args = arguments(lengths, (16, 16), dtype=dtype, device=device)
+    args.query.fill_(-torch.inf)
+    args.key.abs_().add_(1)
+    args.value[..., 7, :] = torch.inf  # which a weight of 0 meets
+    output, lse, _ = args()
+    assert (output == 0).all() and (lse == -torch.inf).all()
+
+
 def test_infinite_sink_takes_everything(device: torch.device) -> None:
     """e^inf / e^inf has no value, so that nothing plausible comes out."""
     args = arguments((9, 20), sink="cell", dtype=torch.float64, device=device)

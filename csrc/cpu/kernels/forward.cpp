@@ -23,8 +23,9 @@ class ForwardTask {
     const int64_t tiles = divide_up(block.queries, cut_.tile_queries);
     for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), scratch(i, tile(block, i)));
     const KeyRange range = visible_keys(p_, block.query, block.queries);
-    for (int64_t key = range.begin / cut_.tile_keys * cut_.tile_keys; key < range.end;
-         key += cut_.tile_keys) {
+    const int64_t first_key = range.begin / cut_.tile_keys * cut_.tile_keys;
+    writes_output_ = range.end - first_key <= cut_.tile_keys && is_output_of_vectors();
+    for (int64_t key = first_key; key < range.end; key += cut_.tile_keys) {
       const int64_t keys = smaller(cut_.tile_keys, range.end - key);
       is_loaded_ = false;
       ahead_.clear();
@@ -40,7 +41,12 @@ class ForwardTask {
         add_keys(t, scratch(i, t), keys);
       }
     }
-    for (int64_t i = 0; i < tiles; ++i) finish_rows(p_, scratch(i, tile(block, i)), tile(block, i));
+    for (int64_t i = 0; i < tiles; ++i) {
+      const TileRange t = tile(block, i);
+      const ForwardScratch<E> x = scratch(i, t);
+      if (!*x.is_written) finish_output(p_, x, t);
+      write_logsumexp(p_, t.head, t.query, t.queries, x.row_max, x.row_sum);
+    }
   }
 
  private:
@@ -87,7 +93,7 @@ class ForwardTask {
       V::fill(first.max).store(x.row_max + i);
       V::fill(first.sum).store(x.row_sum + i);
     }
-    *x.is_started = false;
+    *x.is_started = *x.is_written = false;
   }
 
   // k and v of a tile of keys, for the first tile of queries that sees some of it.
@@ -142,6 +148,7 @@ class ForwardTask {
     }
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
+    if (write_output(t, x, weights, {seen, x.additive})) return;
     const auto add = [&](auto accumulate) {
       sum_over_keys<E, accumulate.value>(p_, t, weights, {seen, x.additive}, v_, {x.o, x.columns},
                                          x.spare_v, &ahead_);
@@ -155,11 +162,35 @@ class ForwardTask {
     }
   }
 
+  // Whether a product can be written as rows of the output.
+  bool is_output_of_vectors() const {
+    return is_readable_in_place<T>(p_.output, p_.value_head_size, true);
+  }
+
+  // o = p v / l where it belongs, if this is the only tile of keys and p hides no inf or NaN of v.
+  bool write_output(const TileRange& t, const ForwardScratch<E>& x, Broadcast<E> weights,
+                    Hidden<T> hidden) {
+    if (!writes_output_ || seen_by<E>(p_, t, hidden, v_, t.keys, x.columns) != Visibility::kAll)
+      return false;
+    invert_sums(x);
+    const Rows<T> o{static_cast<T*>(p_.output.data) + head_offset(p_, p_.output, t.head) +
+                        t.query * p_.output.row_stride,
+                    p_.output.row_stride};
+    for_each_step_of_queries(p_, t, [&](int64_t i, int64_t width, int64_t keys) {
+      tile_product<E, false>(smaller(width, t.queries - i), x.columns, elements<E>(keys),
+                             {weights.data + i * weights.row, weights.row, weights.depth}, v_,
+                             {o.data + i * o.stride, o.stride}, &ahead_, {x.rescale + i});
+    });
+    clear_unweighted(x, t, o);
+    return *x.is_written = true;
+  }
+
   const ForwardProblem& p_;
   const Cut& cut_;
   ScoreRule<T> rule_;
   ForwardScratch<E> x_;
   Ahead ahead_;
+  bool writes_output_ = false;
   bool is_loaded_ = false;
   Broadcast<E> k_{};
   Rows<const E> v_{};

@@ -78,18 +78,22 @@ class TileProductTest : public testing::Test {
         std::fill_n(written.begin() + start, columns * sizeof(T), true);
       }
       std::vector<T> largest(before.begin(), before.begin() + columns);
-      tile_product<E, kAccumulate>(rows, columns, depth, {elements, strides.row, strides.depth},
-                                   {b_rows, kStride}, {c, kStride}, nullptr,
-                                   transposed ? largest.data() : nullptr);
-      for (int64_t j = 0; transposed && j < columns; ++j) {
-        T exact = before[j];
-        for (int64_t i = 0; i < rows; ++i) exact = std::max(exact, expected[i * kMostColumns + j]);
-        ASSERT_EQ(largest[j], exact) << j << " of " << rows << " x " << columns << " x " << depth;
-      }
-      for (int64_t i = 0; i < rows; ++i)
-        ASSERT_EQ(std::memcmp(c + i * kStride, &expected[i * kMostColumns], columns * sizeof(T)), 0)
+      const std::vector<T> factor = random(rows);
+      tile_product<E, kAccumulate>(
+          rows, columns, depth, {elements, strides.row, strides.depth}, {b_rows, kStride},
+          {c, kStride}, nullptr,
+          transposed ? Epilogue<T>{factor.data(), largest.data()} : Epilogue<T>{});
+      std::vector<T> row(columns), exact(before.begin(), before.begin() + columns);
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = 0; j < columns; ++j) {
+          row[j] = expected[i * kMostColumns + j] * (transposed ? factor[i] : T(1));
+          if (transposed) exact[j] = std::max(exact[j], row[j]);
+        }
+        ASSERT_EQ(std::memcmp(c + i * kStride, row.data(), columns * sizeof(T)), 0)
             << "row " << i << " of " << rows << " x " << columns << " x " << depth
             << ", A transposed " << transposed;
+      }
+      ASSERT_EQ(largest, exact) << rows << " x " << columns << " x " << depth;
       ASSERT_TRUE(c_.untouched_except(written)) << rows << " x " << columns << " x " << depth;
     }
   }

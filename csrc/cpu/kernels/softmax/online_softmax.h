@@ -21,6 +21,7 @@ struct ForwardScratch {
   T* row_max;        // (width) of the scores seen so far, but for kSlack
   T* row_sum;        // (width) of exp(s - row_max)
   bool* is_started;  // whether o holds anything yet
+  bool* is_written;  // whether the output does
   // Shared by the tiles.
   T* scores;    // (keys, width): s, then p
   T* largest;   // (width) product of a column, where the score is the product times the scale
@@ -31,7 +32,7 @@ struct ForwardScratch {
   E* weights;   // (keys, width): p where it is not read from the scores
   T* spare;     // for a tile of scores
   E* spare_v;   // (keys, columns)
-  T* rescale;   // (width) what a new maximum does to earlier sums
+  T* rescale;   // (width) what a new maximum does to earlier sums; at last 1 / row_sum
   int64_t bytes;
 
   ForwardScratch(const Problem& p, const Cut& cut, void* memory) {
@@ -45,6 +46,7 @@ struct ForwardScratch {
     row_max = scratch.take<T>(cut.task_tiles * width);
     row_sum = scratch.take<T>(cut.task_tiles * width);
     is_started = scratch.take<bool>(cut.task_tiles);
+    is_written = scratch.take<bool>(cut.task_tiles);
     scores = scratch.take<T>(keys * width + kRowTail);
     largest = scratch.take<T>(width);
     additive = scratch.take<T>(keys * width);
@@ -66,6 +68,7 @@ struct ForwardScratch {
     x.row_max += index * width;
     x.row_sum += index * width;
     x.is_started += index;
+    x.is_written += index;
     x.width = tile_width;
     return x;
   }
@@ -173,17 +176,34 @@ void rescale_output(const ForwardScratch<E>& x, int64_t queries) {
   }
 }
 
-// o / l, and logsumexp. Where l is 0 so is o, though weights of 0 may have met inf or NaN.
+// 1 / l, or 0 where l is 0.
 template <class E>
-void finish_rows(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
+void invert_sums(const ForwardScratch<E>& x) {
+  using V = Vec<SumOf<E>>;
+  const V zero = V::fill(0), one = V::fill(1);
+  for (int64_t i = 0; i < x.width; i += V::kSize) {
+    const V sum = V::load(x.row_sum + i);
+    if_equal(sum, zero, zero, one / sum).store(x.rescale + i);
+  }
+}
+
+// Where l is 0 so is o, though weights of 0 may have met inf or NaN.
+template <class E>
+void clear_unweighted(const ForwardScratch<E>& x, const TileRange& t, Rows<SumOf<E>> o) {
+  for (int64_t i = 0; i < t.queries; ++i)
+    if (x.row_sum[i] == 0) fill_zero(o.data + i * o.stride, x.columns);
+}
+
+// o / l
+template <class E>
+void finish_output(const ForwardProblem& p, const ForwardScratch<E>& x, const TileRange& t) {
   using T = SumOf<E>;
   if (!*x.is_started) fill_zero(x.o, t.queries * x.columns);
-  for (int64_t i = 0; i < t.queries; ++i)
-    if (x.row_sum[i] == 0) fill_zero(x.o + i * x.columns, x.columns);
-  const auto inverse = [&](int64_t i) { return x.row_sum[i] == 0 ? T(0) : T(1) / x.row_sum[i]; };
-  write_scaled_rows<T>(x.o, x.columns, t.queries, p.value_head_size, inverse, p.output,
-                       head_offset(p, p.output, t.head), t.query);
-  write_logsumexp(p, t.head, t.query, t.queries, x.row_max, x.row_sum);
+  clear_unweighted<E>(x, t, {x.o, x.columns});
+  invert_sums(x);
+  write_scaled_rows<T>(
+      x.o, x.columns, t.queries, p.value_head_size, [&](int64_t i) { return x.rescale[i]; },
+      p.output, head_offset(p, p.output, t.head), t.query);
 }
 
 }  // namespace

@@ -86,9 +86,16 @@ constexpr BlockShape kBlocks[] = {
 constexpr int kPanelVectors = kBlocks[0].vectors;
 constexpr int block_rows(int vectors) { return kBlocks[kPanelVectors - vectors].rows; }
 
+// What else is done to C while it is in registers, each where it is given.
+template <class T>
+struct Epilogue {
+  const T* factor = nullptr;  // (rows): what each row is multiplied by
+  T* largest = nullptr;       // (columns): becomes the larger of what it was and of its column
+};
+
 template <class E, int kRows, int kVectors, bool kAccumulate>
 TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E> b,
-                                     Rows<SumOf<E>> c, SumOf<E>* largest) {
+                                     Rows<SumOf<E>> c, Epilogue<SumOf<E>> epilogue) {
   using T = SumOf<E>;
   constexpr int kSize = Vec<T>::kSize;
   Vec<T> sum[kRows][kVectors];
@@ -116,16 +123,18 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E
     for (int j = 0; j < kVectors; ++j) {
       T* out = c.data + i * c.stride + j * kSize;
       if constexpr (kAccumulate) sum[i][j] = Vec<T>::load(out) + sum[i][j];
+      if (epilogue.factor) sum[i][j] = sum[i][j] * Vec<T>::fill(epilogue.factor[i]);
       sum[i][j].store(out);
     }
   }
-  if (!largest) return;
+  if (!epilogue.largest) return;
   TORCH_EXT_UNROLL
   for (int j = 0; j < kVectors; ++j) {
-    Vec<T> column = Vec<T>::load(largest + j * kSize);
+    T* largest = epilogue.largest + j * kSize;
+    Vec<T> column = Vec<T>::load(largest);
     TORCH_EXT_UNROLL
     for (int i = 0; i < kRows; ++i) column = max(sum[i][j], column);
-    column.store(largest + j * kSize);
+    column.store(largest);
   }
 }
 
@@ -133,68 +142,68 @@ TORCH_EXT_INLINE void multiply_block(int64_t depth, Broadcast<E> a, Rows<const E
 template <class E, int kVectors, bool kAccumulate>
 __attribute__((noinline)) void multiply_panel(int64_t rows, int64_t depth, Broadcast<E> a,
                                               Rows<const E> b, Rows<SumOf<E>> c, Ahead* ahead,
-                                              SumOf<E>* largest) {
+                                              Epilogue<SumOf<E>> epilogue) {
   const auto advance = [&](int64_t n) {
     a.data += n * a.row;
     c.data += n * c.stride;
+    if (epilogue.factor) epilogue.factor += n;
     rows -= n;
   };
   constexpr int kBlockRows = block_rows(kVectors);
   while (rows >= kBlockRows) {
     if (ahead) ahead->fetch();
-    multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c, largest);
+    multiply_block<E, kBlockRows, kVectors, kAccumulate>(depth, a, b, c, epilogue);
     advance(kBlockRows);
   }
   while (rows >= 4) {
-    multiply_block<E, 4, kVectors, kAccumulate>(depth, a, b, c, largest);
+    multiply_block<E, 4, kVectors, kAccumulate>(depth, a, b, c, epilogue);
     advance(4);
   }
   if (rows >= 2) {
-    multiply_block<E, 2, kVectors, kAccumulate>(depth, a, b, c, largest);
+    multiply_block<E, 2, kVectors, kAccumulate>(depth, a, b, c, epilogue);
     advance(2);
   }
-  if (rows >= 1) multiply_block<E, 1, kVectors, kAccumulate>(depth, a, b, c, largest);
+  if (rows >= 1) multiply_block<E, 1, kVectors, kAccumulate>(depth, a, b, c, epilogue);
 }
 
 // The panels of one chain.
 template <class E, bool kAccumulate>
 void multiply_chain(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                    Rows<SumOf<E>> c, Ahead* ahead, SumOf<E>* largest) {
+                    Rows<SumOf<E>> c, Ahead* ahead, Epilogue<SumOf<E>> epilogue) {
   constexpr int kSize = Vec<SumOf<E>>::kSize;
   int64_t vectors = columns / kSize;
   const auto advance = [&](int64_t n) {
     b.data += n * kSize;
     c.data += n * kSize;
-    if (largest) largest += n * kSize;
+    if (epilogue.largest) epilogue.largest += n * kSize;
     vectors -= n;
   };
   while (vectors >= kPanelVectors) {
-    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c, ahead, largest);
+    multiply_panel<E, kPanelVectors, kAccumulate>(rows, depth, a, b, c, ahead, epilogue);
     advance(kPanelVectors);
   }
   if constexpr (kPanelVectors > 2) {
     if (vectors == 3)
-      return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c, ahead, largest);
+      return multiply_panel<E, 3, kAccumulate>(rows, depth, a, b, c, ahead, epilogue);
     if (vectors == 2)
-      return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c, ahead, largest);
+      return multiply_panel<E, 2, kAccumulate>(rows, depth, a, b, c, ahead, epilogue);
   }
-  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c, ahead, largest);
+  if (vectors == 1) multiply_panel<E, 1, kAccumulate>(rows, depth, a, b, c, ahead, epilogue);
 }
 
 constexpr int64_t kChain = 64;
 
 // C (rows x columns) = or += A (rows x depth) B (depth x columns). columns is a multiple of
-// Vec<SumOf<E>>::kSize. `ahead`: what is fetched meanwhile. `largest` (columns), where it is asked
-// for, becomes the larger of what it was and of its column of C.
+// Vec<SumOf<E>>::kSize. `ahead`: what is fetched meanwhile.
 template <class E, bool kAccumulate>
 void tile_product(int64_t rows, int64_t columns, int64_t depth, Broadcast<E> a, Rows<const E> b,
-                  Rows<SumOf<E>> c, Ahead* ahead = nullptr, SumOf<E>* largest = nullptr) {
+                  Rows<SumOf<E>> c, Ahead* ahead = nullptr, Epilogue<SumOf<E>> epilogue = {}) {
   constexpr int64_t kSteps = kChain / kTerms<E>;
   const auto chain = [&](int64_t k, auto accumulate) {
     const bool is_last = depth - k <= kSteps;
     multiply_chain<E, accumulate.value>(
         rows, columns, is_last ? depth - k : kSteps, {a.data + k * a.depth, a.row, a.depth},
-        {b.data + k * b.stride, b.stride}, c, ahead, is_last ? largest : nullptr);
+        {b.data + k * b.stride, b.stride}, c, ahead, is_last ? epilogue : Epilogue<SumOf<E>>{});
   };
   chain(0, Bool<kAccumulate>());
   for (int64_t k = kSteps; k < depth; k += kSteps) chain(k, Bool<true>());

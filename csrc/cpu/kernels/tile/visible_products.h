@@ -84,13 +84,13 @@ TORCH_EXT_INLINE void for_each_step_of_keys(const Problem& p, const TileRange& t
 }
 
 // out (keys x width) = or += A (keys x depth) B (depth x width), A of the keys, B of the queries.
-// `largest`: tile_product.h.
+// `largest`: that of Epilogue.
 template <class E, bool kAccumulate>
 void product_of_seen(const Problem& p, const TileRange& t, int64_t depth, Broadcast<E> a,
                      const E* b, SumOf<E>* out, Ahead* ahead, SumOf<E>* largest = nullptr) {
   for_each_step_of_queries(p, t, [&](int64_t i, int64_t width, int64_t keys) {
     tile_product<E, kAccumulate>(keys, width, depth, a, {b + i, t.width}, {out + i, t.width}, ahead,
-                                 largest ? largest + i : nullptr);
+                                 {nullptr, largest ? largest + i : nullptr});
   });
 }
 
