@@ -23,9 +23,8 @@ class ForwardTask {
     const int64_t tiles = divide_up(block.queries, cut_.tile_queries);
     for (int64_t i = 0; i < tiles; ++i) start(tile(block, i), scratch(i, tile(block, i)));
     const KeyRange range = visible_keys(p_, block.query, block.queries);
-    const int64_t first_key = range.begin / cut_.tile_keys * cut_.tile_keys;
-    writes_output_ = range.end - first_key <= cut_.tile_keys && is_output_of_vectors();
-    for (int64_t key = first_key; key < range.end; key += cut_.tile_keys) {
+    for (int64_t key = range.begin / cut_.tile_keys * cut_.tile_keys; key < range.end;
+         key += cut_.tile_keys) {
       const int64_t keys = smaller(cut_.tile_keys, range.end - key);
       is_loaded_ = false;
       ahead_.clear();
@@ -38,7 +37,7 @@ class ForwardTask {
         t.key = key;
         t.keys = smaller(keys, round_up(seen.end - key, kTerms<E>));
         will_read_next_additive(block, i, t, range.end);
-        add_keys(t, scratch(i, t), keys);
+        add_keys(t, scratch(i, t), keys, seen.end <= key + keys);
       }
     }
     for (int64_t i = 0; i < tiles; ++i) {
@@ -128,8 +127,8 @@ class ForwardTask {
                               finds_largest ? x.largest : nullptr);
   }
 
-  // `keys`: how many of the tile some tile of queries sees.
-  void add_keys(const TileRange& t, const ForwardScratch<E>& x, int64_t keys) {
+  // `keys`: how many of the tile some tile of queries sees. `is_last`: these see none behind it.
+  void add_keys(const TileRange& t, const ForwardScratch<E>& x, int64_t keys, bool is_last) {
     const Visibility seen = additive_edge<T>(p_, t, x.additive, x.spare);
     if (seen == Visibility::kNone) return;
     load_keys(t, keys);
@@ -148,7 +147,7 @@ class ForwardTask {
     }
     // o += p v
     const auto weights = factor_over_keys<E>(x.scores, t.keys, x.width, x.weights);
-    if (write_output(t, x, weights, {seen, x.additive})) return;
+    if (is_last && write_output(t, x, weights, {seen, x.additive})) return;
     const auto add = [&](auto accumulate) {
       sum_over_keys<E, accumulate.value>(p_, t, weights, {seen, x.additive}, v_, {x.o, x.columns},
                                          x.spare_v, &ahead_);
@@ -162,15 +161,11 @@ class ForwardTask {
     }
   }
 
-  // Whether a product can be written as rows of the output.
-  bool is_output_of_vectors() const {
-    return is_readable_in_place<T>(p_.output, p_.value_head_size, true);
-  }
-
-  // o = p v / l where it belongs, if this is the only tile of keys and p hides no inf or NaN of v.
+  // o = p v / l where it belongs, if no tile of keys came before and p hides no inf or NaN of v.
   bool write_output(const TileRange& t, const ForwardScratch<E>& x, Broadcast<E> weights,
                     Hidden<T> hidden) {
-    if (!writes_output_ || seen_by<E>(p_, t, hidden, v_, t.keys, x.columns) != Visibility::kAll)
+    if (*x.is_started || !is_readable_in_place<T>(p_.output, p_.value_head_size, true) ||
+        seen_by<E>(p_, t, hidden, v_, t.keys, x.columns) != Visibility::kAll)
       return false;
     invert_sums(x);
     const Rows<T> o{static_cast<T*>(p_.output.data) + head_offset(p_, p_.output, t.head) +
@@ -190,7 +185,6 @@ class ForwardTask {
   ScoreRule<T> rule_;
   ForwardScratch<E> x_;
   Ahead ahead_;
-  bool writes_output_ = false;
   bool is_loaded_ = false;
   Broadcast<E> k_{};
   Rows<const E> v_{};
